@@ -1,0 +1,40 @@
+/// @file
+/// What a model's KV cache looks like: named presets, and Hugging Face's config.json.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <pagedkv/dtype.hpp>
+#include <pagedkv/result.hpp>
+
+namespace pagedkv {
+
+/// The numbers of a model that its cache's size follows from.
+struct model_shape {
+  std::string name;
+  std::int32_t num_layers = 0;
+  std::int32_t num_kv_heads = 0;
+  std::int32_t head_dim = 0;
+  std::optional<std::int64_t> num_parameters;  ///< Known for presets; a config.json does not say.
+  std::optional<dtype> type;                   ///< The model's own element type, where stated.
+};
+
+/// All presets: codegeex4-9b, internlm2-7b, internlm-7b, llama-3.1-8b, llama-3.1-70b, qwen2.5-7b, opt-13b.
+[[nodiscard]] std::span<const model_shape> model_presets();
+
+/// The preset of that name, or nothing.
+[[nodiscard]] std::optional<model_shape> find_model_preset(std::string_view name);
+
+/// Reads a Hugging Face config.json: layers from num_hidden_layers or num_layers; KV heads from num_key_value_heads, or
+/// multi_query_group_num where multi_query_attention is set, or num_attention_heads; head_dim from head_dim or kv_channels, or
+/// hidden_size / num_attention_heads. A model that nests these under text_config is read there.
+///
+/// @return invalid_argument: no such file, not JSON, a field that is missing or not a positive integer (the text names
+///         it), or latent attention (kv_lora_rank), which heads x head_dim does not describe.
+[[nodiscard]] result<model_shape> read_model_config(const std::string& path);
+
+}  // namespace pagedkv

@@ -1,0 +1,31 @@
+#include <pagedkv/block_table.hpp>
+
+#include <algorithm>
+#include <bit>
+
+namespace pagedkv {
+
+block_table::block_table(std::int32_t num_rows, std::int32_t row_width, std::int32_t block_size)
+    : row_width_(row_width),
+      block_size_(block_size),
+      shift_(std::has_single_bit(static_cast<std::uint32_t>(block_size))
+                 ? std::countr_zero(static_cast<std::uint32_t>(block_size))
+                 : -1),
+      entries_(static_cast<std::int64_t>(num_rows) * row_width,
+               "the block tables do not fit: lower max_sequences or max_tokens_per_sequence") {}
+
+void block_table::write_slots(std::int32_t row_index, std::int32_t first, std::int32_t num_tokens,
+                              slot_t* slots) const noexcept {
+  const block_id* block = row(row_index).data() + logical_block(first);
+  std::int32_t offset = first - logical_block(first) * block_size_;
+  while (num_tokens > 0) {
+    const std::int32_t run = std::min(num_tokens, block_size_ - offset);
+    const slot_t slot = static_cast<slot_t>(to_int(*block)) * block_size_ + offset;
+    for (std::int32_t i = 0; i < run; ++i) *slots++ = slot + i;
+    num_tokens -= run;
+    offset = 0;
+    ++block;
+  }
+}
+
+}  // namespace pagedkv

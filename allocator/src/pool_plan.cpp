@@ -1,0 +1,177 @@
+#include <pagedkv/pool_plan.hpp>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <limits>
+
+#include <pagedkv/result.hpp>
+
+namespace pagedkv {
+namespace {
+
+constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
+
+template <class... Args>
+std::string text(const char* format, Args... args) {
+  char line[256];
+  std::snprintf(line, sizeof line, format, args...);
+  return line;
+}
+
+void require(bool holds, const char* what, std::int64_t value, std::int64_t limit) {
+  if (!holds) throw failure({.code = errc::invalid_argument, .what = what, .value = value, .limit = limit});
+}
+
+void require_fraction(const std::optional<double>& fraction, const char* what) {
+  if (fraction && !(*fraction > 0.0 && *fraction <= 1.0)) {
+    throw failure({.code = errc::invalid_argument, .what = what}, std::string(what) + text(" (got %g)", *fraction));
+  }
+}
+
+std::int64_t share(double fraction, std::int64_t bytes) {
+  return static_cast<std::int64_t>(fraction * static_cast<double>(bytes));
+}
+
+/// 1234567 -> "1,234,567"
+std::string grouped(std::int64_t number) {
+  std::string digits = std::to_string(number);
+  const std::size_t first = number < 0 ? 1 : 0;
+  for (std::size_t i = digits.size(); i > first + 3; i -= 3) digits.insert(i - 3, 1, ',');
+  return digits;
+}
+
+/// "1,048,576 B (0.00 GiB)"
+std::string bytes(std::int64_t count) { return grouped(count) + text(" B (%.2f GiB)", static_cast<double>(count) / (1 << 30)); }
+
+std::string line(const char* label, const std::string& content, bool binds = false) {
+  return text("%-12s", label) + content + (binds ? "   <- binds" : "") + "\n";
+}
+
+}  // namespace
+
+pool_plan::pool_plan(const kv_layout& layout, const memory_state& memory, const memory_limits& limits, bool has_null_block)
+    : layout_(layout), memory_(memory), limits_(limits), has_null_block_(has_null_block) {
+  require(memory.free_bytes >= 0, "free memory must not be negative", memory.free_bytes, 0);
+  require(memory.free_bytes <= memory.total_bytes, "free memory must not exceed total memory", memory.free_bytes,
+          memory.total_bytes);
+  require(limits.headroom_bytes >= 0, "headroom must not be negative", limits.headroom_bytes, 0);
+  require_fraction(limits.fraction_of_free, "the fraction of free memory must be above 0 and at most 1");
+  require_fraction(limits.fraction_of_total, "the fraction of total memory must be above 0 and at most 1");
+  if (limits.max_bytes) require(*limits.max_bytes >= 0, "max_bytes must not be negative", *limits.max_bytes, 0);
+  if (limits.max_blocks) require(*limits.max_blocks >= 0, "max_blocks must not be negative", *limits.max_blocks, 0);
+
+  budget_bytes_ = memory.free_bytes - limits.headroom_bytes;
+  bound_by_ = plan_bound::free_memory;
+  const auto bound_bytes = [&](std::int64_t budget, plan_bound by) {
+    if (budget < budget_bytes_) {
+      budget_bytes_ = budget;
+      bound_by_ = by;
+    }
+  };
+  if (limits.fraction_of_free) bound_bytes(share(*limits.fraction_of_free, memory.free_bytes), plan_bound::fraction_of_free);
+  if (limits.fraction_of_total) {
+    bound_bytes(share(*limits.fraction_of_total, memory.total_bytes) - (memory.total_bytes - memory.free_bytes),
+                plan_bound::fraction_of_total);
+  }
+  if (limits.max_bytes) bound_bytes(*limits.max_bytes, plan_bound::max_bytes);
+
+  // Regions start on 256 bytes, which may cost a few blocks more than the division says.
+  num_blocks_ = std::max<std::int64_t>(0, budget_bytes_ / layout.block_bytes());
+  while (num_blocks_ > 0 && layout.pool_bytes(num_blocks_) > budget_bytes_) --num_blocks_;
+
+  const auto bound_blocks = [&](std::int64_t blocks, plan_bound by) {
+    if (blocks < num_blocks_) {
+      num_blocks_ = blocks;
+      bound_by_ = by;
+    }
+  };
+  if (limits.max_blocks) bound_blocks(*limits.max_blocks, plan_bound::max_blocks);
+  bound_blocks(int32_max / layout.shape().block_size, plan_bound::id_range);
+
+  if (usable_blocks() < 1) {
+    throw failure({.code = errc::out_of_memory,
+                   .what = has_null_block
+                               ? "the limits leave no block to use beside the null block: raise them, or lower block_size"
+                               : "the limits leave no block: raise them, or lower block_size",
+                   .value = layout.pool_bytes(has_null_block ? 2 : 1),
+                   .limit = bound_by_ == plan_bound::max_blocks ? layout.pool_bytes(num_blocks_) : budget_bytes_});
+  }
+}
+
+pool_plan::pool_plan(const kv_layout& layout, std::int64_t num_blocks, bool has_null_block)
+    : layout_(layout), limits_({.max_blocks = num_blocks}), num_blocks_(num_blocks), has_null_block_(has_null_block) {
+  require(usable_blocks() >= 1, "num_blocks leaves no block to use: give at least 1, plus 1 for the null block", num_blocks,
+          has_null_block ? 2 : 1);
+  require(num_blocks <= int32_max / layout.shape().block_size, "num_blocks * block_size must fit int32: lower num_blocks",
+          num_blocks, int32_max / layout.shape().block_size);
+}
+
+pool_plan pool_plan::of_blocks(const kv_layout& layout, std::int64_t num_blocks, bool has_null_block) {
+  return {layout, num_blocks, has_null_block};
+}
+
+std::int64_t pool_plan::sequences_of(std::int64_t num_tokens) const noexcept {
+  const std::int64_t block_size = layout_.shape().block_size;
+  return usable_blocks() / (num_tokens / block_size + (num_tokens % block_size != 0));
+}
+
+std::string pool_plan::explain(std::optional<std::int64_t> max_model_len) const {
+  const kv_shape& shape = layout_.shape();
+  const std::int64_t block_size = shape.block_size;
+  std::string out = line("layout", layout_.describe());
+  out += line("token", text("%d layers x 2 (K, V) x %d heads x %d x %d B = %s B", shape.num_layers, shape.num_kv_heads,
+                            shape.head_dim, static_cast<int>(bytes_of(shape.type)), grouped(layout_.token_bytes()).c_str()));
+  out += line("block", text("%s tokens x %s B = %s B", grouped(block_size).c_str(), grouped(layout_.token_bytes()).c_str(),
+                            grouped(layout_.block_bytes()).c_str()));
+  if (memory_) {
+    const std::int64_t used = memory_->total_bytes - memory_->free_bytes;
+    out += line("memory",
+                bytes(memory_->total_bytes) + " total - " + bytes(used) + " used = " + bytes(memory_->free_bytes) + " free");
+    out += line("limits",
+                bytes(memory_->free_bytes) + " free - " + bytes(limits_.headroom_bytes) +
+                    " headroom = " + bytes(memory_->free_bytes - limits_.headroom_bytes),
+                bound_by_ == plan_bound::free_memory);
+    if (limits_.fraction_of_free) {
+      out += line("",
+                  text("%g x ", *limits_.fraction_of_free) + grouped(memory_->free_bytes) +
+                      " B free = " + bytes(share(*limits_.fraction_of_free, memory_->free_bytes)),
+                  bound_by_ == plan_bound::fraction_of_free);
+    }
+    if (limits_.fraction_of_total) {
+      out += line("",
+                  text("%g x ", *limits_.fraction_of_total) + grouped(memory_->total_bytes) + " B total - " + grouped(used) +
+                      " B used = " + bytes(share(*limits_.fraction_of_total, memory_->total_bytes) - used),
+                  bound_by_ == plan_bound::fraction_of_total);
+    }
+    if (limits_.max_bytes) out += line("", "at most " + bytes(*limits_.max_bytes), bound_by_ == plan_bound::max_bytes);
+    if (limits_.max_blocks) {
+      out += line("", "at most " + grouped(*limits_.max_blocks) + " blocks", bound_by_ == plan_bound::max_blocks);
+    }
+    if (bound_by_ == plan_bound::id_range) {
+      out += line("", "at most " + grouped(num_blocks_) + " blocks: a slot number fits 31 bits", true);
+    }
+  }
+  if (memory_ && bound_by_ != plan_bound::max_blocks && bound_by_ != plan_bound::id_range) {
+    const std::int64_t aligned_away = budget_bytes_ / layout_.block_bytes() - num_blocks_;
+    out +=
+        line("blocks", grouped(budget_bytes_) + " / " + grouped(layout_.block_bytes()) + ", rounded down" +
+                           (aligned_away != 0 ? " (and " + grouped(aligned_away) + " less for 256-byte region starts)" : "") +
+                           " = " + grouped(num_blocks_));
+  } else {
+    out += line("blocks", grouped(num_blocks_));
+  }
+  if (has_null_block_) out += line("", grouped(num_blocks_) + " - 1 null block = " + grouped(usable_blocks()) + " usable");
+  out += line("tokens", grouped(usable_blocks()) + " x " + grouped(block_size) + " = " + grouped(num_tokens()));
+  out += line("reserves", bytes(pool_bytes()));
+  if (max_model_len) {
+    const std::int64_t blocks = (*max_model_len + block_size - 1) / block_size;
+    out += line("longest", "a sequence of " + grouped(*max_model_len) + " tokens = " + grouped(blocks) +
+                               " blocks = " + bytes(blocks * layout_.block_bytes()) + "; " +
+                               (fits(*max_model_len) ? grouped(sequences_of(*max_model_len)) + " of them fit at once"
+                                                     : "NONE fits: lower max_model_len or raise the limits"));
+  }
+  return out;
+}
+
+}  // namespace pagedkv

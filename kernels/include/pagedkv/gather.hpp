@@ -1,0 +1,44 @@
+/// @file
+/// Reads sequences back out of the cache, through their block tables, into contiguous rows.
+#pragma once
+
+#include <cstdint>
+
+#include <pagedkv/cache_view.hpp>
+#include <pagedkv/ids.hpp>
+#include <pagedkv/kernel_context.hpp>
+
+namespace pagedkv {
+
+/// Rows of an output [num_rows, num_kv_heads, head_dim]; strides in bytes, as in `source_rows`.
+struct target_rows {
+  void* data = nullptr;
+  std::int64_t token_stride = 0;
+  std::int64_t head_stride = 0;
+};
+
+/// What to read. All pointers lie in the cache's address space.
+struct gather_batch {
+  const block_id* tables = nullptr;          ///< [num_sequences, table_width]: logical block -> block.
+  std::int32_t table_width = 0;              ///< Entries of one table row.
+  const std::int32_t* starts = nullptr;      ///< [num_sequences]: first position to read; may be inside a block.
+  const std::int32_t* lengths = nullptr;     ///< [num_sequences]: tokens the sequence holds.
+  const std::int32_t* out_indptr = nullptr;  ///< [num_sequences + 1], ascending from 0: first output row of each sequence.
+  std::int32_t num_sequences = 0;
+  std::int32_t num_rows = 0;  ///< out_indptr's last entry, known to the host.
+};
+
+/// Output row out_indptr[s] + r becomes position starts[s] + r of sequence s, one layer, byte for byte. Rows at or past
+/// lengths[s], and rows whose table entry is negative or the null block, become zeros. So do rows with an entry past the pool
+/// or a position past the table; those are also counted.
+///
+/// @param key, value  [num_rows, heads, row bytes], address space of `cache`.
+/// @param faults      optional, same address space.
+/// @param stream      as for append.
+/// @return invalid_argument: negative counts, or a null pointer where there are rows to write; nothing written.
+///         cuda_failure, cuda_unavailable: as for append.
+/// Cost: each row read once and written once, and log2(num_sequences) steps to find its sequence.
+status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
+              const target_rows& value, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+
+}  // namespace pagedkv

@@ -1,0 +1,51 @@
+/// @file
+/// What every kernel call is given besides its data.
+#pragma once
+
+#include <cstdint>
+
+#include <pagedkv/result.hpp>
+
+/// CUDA's stream, declared as cuda_runtime.h does it, so that this header needs no CUDA on the machine.
+struct CUstream_st;
+
+namespace pagedkv {
+
+/// The same type as cudaStream_t. Calls on host memory run at once and ignore it; pass nullptr there.
+using cuda_stream = ::CUstream_st*;
+
+/// Facts about the device, asked once. The default serves the host backend.
+struct kernel_context {
+  std::int32_t num_multiprocessors = 1;  ///< Bounds the grids; 1 in tests makes every grid-stride loop run.
+
+  /// Asks the CUDA runtime about `device`. cuda_unavailable: built without CUDA, or no such device. Synchronises nothing.
+  [[nodiscard]] static result<kernel_context> for_device(int device) noexcept;
+};
+
+/// What a kernel refused to do, without stopping the others.
+enum class fault : std::int32_t {
+  none,
+  slot_out_of_pool,     ///< append: value >= num_blocks * block_size.
+  slot_in_null_block,   ///< append: the slot belongs to the null block.
+  duplicate_slot,       ///< append: another token of the call has the same slot.
+  block_out_of_pool,    ///< gather: a table entry >= num_blocks.
+  position_past_table,  ///< gather: a position whose block the table has no entry for.
+};
+
+/// Lies in the memory kind of the call. The caller zeroes it; calls add to it.
+struct diagnostics {
+  unsigned long long count = 0;  ///< Faults since zeroed.
+  fault first = fault::none;     ///< One of the faults: the first to be counted.
+  std::int64_t index = 0;        ///< Its token (append) or output row (gather).
+  std::int64_t value = 0;        ///< Its slot, block id or position.
+};
+
+/// Optional: where a call reports faults. Without it they are skipped in silence.
+struct diagnostics_ref {
+  diagnostics* report = nullptr;
+  /// One bit per slot of the pool, ceil(num_blocks * block_size / 32) words, zeroed by the caller before each call; with it
+  /// append finds tokens that share a slot. Needs `report`. The host backend finds them without it too.
+  std::uint32_t* claims = nullptr;
+};
+
+}  // namespace pagedkv

@@ -1,0 +1,131 @@
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <utility>
+
+#include <pagedkv/cache_view.hpp>
+
+#include "refusal.hpp"
+
+namespace pagedkv {
+namespace {
+
+void check_pool(std::int64_t num_blocks, std::int32_t block_size, bool has_null_block) {
+  if (block_size < 1) refuse("block_size must be at least 1", block_size);
+  if (num_blocks < (has_null_block ? 2 : 1)) refuse("a pool needs at least one block besides the null block", num_blocks);
+  if (num_blocks > INT32_MAX / block_size) {
+    refuse("num_blocks * block_size must not exceed 2^31 - 1: use fewer blocks", num_blocks, INT32_MAX / block_size);
+  }
+}
+
+void check_plane(const plane_ref& plane) {
+  if (plane.base == nullptr) refuse("a plane has a null address");
+  if (plane.num_heads < 1) refuse("a plane needs at least one head", plane.num_heads);
+  if (plane.row_bytes < 1) refuse("a plane's rows need at least one byte", plane.row_bytes);
+}
+
+/// Appends the bytes that one plane has in block 0, as intervals; dense dimensions become part of the interval.
+void expand(const plane_ref& plane, std::int32_t block_size, std::vector<block_run>& intervals) {
+  struct dimension {
+    std::int64_t count, stride;
+  };
+  dimension inner{plane.num_heads, plane.head_stride};
+  dimension outer{block_size, plane.token_stride};
+  if (inner.count == 1 || (outer.count > 1 && outer.stride < inner.stride)) std::swap(inner, outer);
+  std::int64_t num_bytes = plane.row_bytes;
+  for (dimension* each : {&inner, &outer}) {
+    if (each->count > 1 && each->stride != num_bytes) break;
+    num_bytes *= each->count;
+    each->count = 1;
+  }
+  for (std::int64_t o = 0; o < outer.count; ++o) {
+    for (std::int64_t i = 0; i < inner.count; ++i) {
+      intervals.push_back({plane.base + o * outer.stride + i * inner.stride, plane.block_stride, num_bytes});
+    }
+  }
+}
+
+/// The same bytes as maximal runs: neighbours in memory that move alike from block to block.
+std::vector<block_run> merge(const std::vector<layer_ref>& layers) {
+  std::vector<block_run> intervals;
+  for (const layer_ref& layer : layers) {
+    expand(layer.key, layer.block_size, intervals);
+    expand(layer.value, layer.block_size, intervals);
+  }
+  std::sort(intervals.begin(), intervals.end(), [](const block_run& a, const block_run& b) {
+    return std::pair{reinterpret_cast<std::uintptr_t>(a.base), a.block_stride} <
+           std::pair{reinterpret_cast<std::uintptr_t>(b.base), b.block_stride};
+  });
+  std::vector<block_run> runs;
+  for (const block_run& next : intervals) {
+    if (!runs.empty() && runs.back().block_stride == next.block_stride &&
+        runs.back().base + runs.back().num_bytes == next.base) {
+      runs.back().num_bytes += next.num_bytes;
+    } else {
+      runs.push_back(next);
+    }
+  }
+  return runs;
+}
+
+/// Describes each layer of a pool that follows `layout`; see the constructor for what `regions` may be.
+std::vector<layer_ref> lay_out(const kv_layout& layout, std::int64_t num_blocks, bool has_null_block, memory_kind memory,
+                               std::span<std::byte* const> regions) {
+  const kv_shape& shape = layout.shape();
+  check_pool(num_blocks, shape.block_size, has_null_block);
+  if (std::find(regions.begin(), regions.end(), nullptr) != regions.end()) refuse("a region has a null address");
+  const auto count = static_cast<std::int64_t>(regions.size());
+  const bool per_layer = shape.pool == pool_order::layer_major && count == shape.num_layers;
+  if (count != 1 && count != layout.num_regions() && !per_layer) {
+    refuse("wrong number of regions: give one, or one per region or layer of the layout", count, layout.num_regions());
+  }
+
+  // Offsets count from the start of the pool; where the pool is in pieces, the piece is what they count from.
+  const std::int64_t piece_bytes = layout.pool_bytes(num_blocks) / count;
+  const auto address = [&](std::int64_t offset) {
+    return regions[static_cast<std::size_t>(offset / piece_bytes)] + offset % piece_bytes;
+  };
+  const plane_strides strides = layout.strides();
+  const auto plane = [&](std::int64_t offset) {
+    return plane_ref{.base = address(offset),
+                     .block_stride = strides.block,
+                     .token_stride = strides.token,
+                     .head_stride = strides.head,
+                     .num_heads = shape.num_kv_heads,
+                     .row_bytes = static_cast<std::int32_t>(layout.row_bytes())};
+  };
+  std::vector<layer_ref> layers;
+  layers.reserve(static_cast<std::size_t>(shape.num_layers));
+  for (std::int32_t layer = 0; layer < shape.num_layers; ++layer) {
+    layers.push_back({.key = plane(layout.key_offset(layer, num_blocks)),
+                      .value = plane(layout.value_offset(layer, num_blocks)),
+                      .num_blocks = static_cast<std::int32_t>(num_blocks),
+                      .block_size = shape.block_size,
+                      .has_null_block = has_null_block,
+                      .memory = memory});
+  }
+  return layers;
+}
+
+}  // namespace
+
+cache_view::cache_view(const kv_layout& layout, std::int64_t num_blocks, bool has_null_block, memory_kind memory,
+                       std::span<std::byte* const> regions)
+    : cache_view(lay_out(layout, num_blocks, has_null_block, memory, regions)) {}
+
+cache_view::cache_view(std::vector<layer_ref> layers) : layers_(std::move(layers)) {
+  if (layers_.empty()) refuse("a cache needs at least one layer");
+  const layer_ref& first = layers_.front();
+  check_pool(first.num_blocks, first.block_size, first.has_null_block);
+  for (const layer_ref& layer : layers_) {
+    if (layer.num_blocks != first.num_blocks || layer.block_size != first.block_size ||
+        layer.has_null_block != first.has_null_block || layer.memory != first.memory) {
+      refuse("layers must agree in num_blocks, block_size, null block and memory", &layer - &first);
+    }
+    check_plane(layer.key);
+    check_plane(layer.value);
+  }
+  runs_ = merge(layers_);
+}
+
+}  // namespace pagedkv

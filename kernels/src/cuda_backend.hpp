@@ -1,0 +1,25 @@
+/// @file
+/// The CUDA halves of the operations. The public functions check every argument that the host can see, then call these
+/// for CUDA memory; without CUDA in the build they answer cuda_unavailable.
+#pragma once
+
+#include <pagedkv/append.hpp>
+#include <pagedkv/copy_blocks.hpp>
+#include <pagedkv/fill.hpp>
+#include <pagedkv/gather.hpp>
+
+namespace pagedkv::cuda {
+
+status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
+              const slot_t* slots, std::int32_t num_tokens, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+
+status copy_blocks(const kernel_context& context, const cache_view& cache, std::span<const block_copy> copies,
+                   cuda_stream stream) noexcept;
+
+status fill(const kernel_context& context, const cache_view& cache, std::span<const block_id> blocks, std::uint8_t pattern,
+            cuda_stream stream) noexcept;
+
+status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
+              const target_rows& value, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+
+}  // namespace pagedkv::cuda
