@@ -1,0 +1,130 @@
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include <pagedkv/pool_plan.hpp>
+#include <pagedkv/result.hpp>
+
+namespace {
+
+using namespace pagedkv;
+
+constexpr std::int64_t gib = std::int64_t{1} << 30;
+
+kv_layout codegeex4(std::int32_t block_size) {
+  return kv_layout({.num_layers = 40, .num_kv_heads = 2, .head_dim = 128, .block_size = block_size});
+}
+
+// 80 GiB less 9.40e9 parameters of 2 bytes.
+constexpr memory_state after_weights{.free_bytes = 80 * gib - 18'800'000'000, .total_bytes = 80 * gib};
+
+TEST(PoolPlan, CodeGeeX4ReferenceFigures) {
+  const pool_plan by_token(codegeex4(1), after_weights, {.fraction_of_free = 0.8}, false);
+  EXPECT_EQ(by_token.num_tokens(), 1'310'534);
+  const pool_plan by_block(codegeex4(16), after_weights, {.fraction_of_free = 0.8}, false);
+  EXPECT_EQ(by_block.num_tokens(), 1'310'528);
+  EXPECT_EQ(by_block.bound_by(), plan_bound::fraction_of_free);
+  EXPECT_EQ(by_block.sequences_of(131'072), 9);
+  EXPECT_TRUE(by_block.fits(131'072));
+}
+
+TEST(PoolPlan, TheNullBlockHoldsNoTokens) {
+  const pool_plan plan(codegeex4(16), after_weights, {.fraction_of_free = 0.8});
+  EXPECT_EQ(plan.num_blocks(), 81'908);
+  EXPECT_EQ(plan.usable_blocks(), 81'907);
+  EXPECT_EQ(plan.num_tokens(), 81'907 * 16);
+}
+
+// A block of this layout is 640 KiB; memory of 100 blocks, 60 of them free.
+constexpr std::int64_t block = 655'360;
+constexpr memory_state hundred{.free_bytes = 60 * block, .total_bytes = 100 * block};
+
+TEST(PoolPlan, TheSmallestLimitWinsAndIsNamed) {
+  const auto plan = [](const memory_limits& limits) { return pool_plan(codegeex4(16), hundred, limits, false); };
+  EXPECT_EQ(plan({}).num_blocks(), 60);
+  EXPECT_EQ(plan({}).bound_by(), plan_bound::free_memory);
+  EXPECT_EQ(plan({.headroom_bytes = 1}).num_blocks(), 59);
+  EXPECT_EQ(plan({.fraction_of_free = 0.5}).num_blocks(), 30);
+  EXPECT_EQ(plan({.fraction_of_total = 0.9}).num_blocks(), 50);
+  EXPECT_EQ(plan({.fraction_of_total = 0.9}).bound_by(), plan_bound::fraction_of_total);
+  EXPECT_EQ(plan({.max_bytes = 20 * block - 1}).num_blocks(), 19);
+  EXPECT_EQ(plan({.max_blocks = 7}).bound_by(), plan_bound::max_blocks);
+  const memory_limits all{.fraction_of_free = 0.5,
+                          .fraction_of_total = 0.9,
+                          .max_bytes = 20 * block,
+                          .max_blocks = 25,
+                          .headroom_bytes = 5 * block};
+  EXPECT_EQ(plan(all).num_blocks(), 20);
+  EXPECT_EQ(plan(all).bound_by(), plan_bound::max_bytes);
+}
+
+TEST(PoolPlan, RoundsDownAndCountsRegionAlignment) {
+  // 1 layer, 1 head x 10 B rows, 1 token per block: two regions of 10 B per block, each on 256 B.
+  const kv_layout tiny({.num_layers = 1, .num_kv_heads = 1, .head_dim = 5, .block_size = 1, .type = dtype::f16});
+  const auto blocks = [&](std::int64_t bytes) {
+    return pool_plan(tiny, {.free_bytes = bytes, .total_bytes = bytes}, {}, false).num_blocks();
+  };
+  EXPECT_EQ(blocks(1'024), 51);  // not floor(1,024 / 20) = 51.2: 2 * 510 -> 2 * 512
+  EXPECT_EQ(blocks(1'023), 25);  // 2 * 260 would need 2 * 512
+  EXPECT_EQ(blocks(512), 25);
+}
+
+TEST(PoolPlan, AsksForAtLeastOneUsableBlock) {
+  EXPECT_EQ(pool_plan(codegeex4(16), {block, block}, {}, false).num_blocks(), 1);
+  for (const std::int64_t bytes : {block - 1, std::int64_t{0}}) {
+    try {
+      const pool_plan plan(codegeex4(16), {bytes, block}, {}, false);
+      FAIL() << plan.num_blocks();
+    } catch (const failure& thrown) {
+      EXPECT_EQ(thrown.cause().code, errc::out_of_memory);
+      EXPECT_EQ(thrown.cause().value, block);
+      EXPECT_EQ(thrown.cause().limit, bytes);
+    }
+  }
+  EXPECT_THROW(pool_plan(codegeex4(16), {block, block}, {}, true), failure);
+  EXPECT_THROW(pool_plan(codegeex4(16), hundred, {.headroom_bytes = 61 * block}), failure);
+  EXPECT_THROW((void)pool_plan::of_blocks(codegeex4(16), 1), failure);
+  EXPECT_EQ(pool_plan::of_blocks(codegeex4(16), 2).usable_blocks(), 1);
+}
+
+TEST(PoolPlan, RefusesNonsense) {
+  for (const double fraction : {0.0, -0.1, 1.01, std::numeric_limits<double>::quiet_NaN()}) {
+    EXPECT_THROW(pool_plan(codegeex4(16), hundred, {.fraction_of_free = fraction}), failure);
+    EXPECT_THROW(pool_plan(codegeex4(16), hundred, {.fraction_of_total = fraction}), failure);
+  }
+  EXPECT_THROW(pool_plan(codegeex4(16), {.free_bytes = 2, .total_bytes = 1}, {}), failure);
+  EXPECT_THROW(pool_plan(codegeex4(16), {.free_bytes = -1, .total_bytes = 1}, {}), failure);
+  EXPECT_THROW(pool_plan(codegeex4(16), hundred, {.max_bytes = -1}), failure);
+  EXPECT_THROW(pool_plan(codegeex4(16), hundred, {.max_blocks = -1}), failure);
+  EXPECT_THROW(pool_plan(codegeex4(16), hundred, {.headroom_bytes = -1}), failure);
+}
+
+TEST(PoolPlan, SlotNumbersFit31Bits) {
+  const kv_layout tiny({.num_layers = 1, .num_kv_heads = 1, .head_dim = 1, .block_size = 16});
+  const pool_plan plan(tiny, {.free_bytes = 1'000 * gib, .total_bytes = 1'000 * gib}, {}, false);
+  EXPECT_EQ(plan.num_blocks(), INT32_MAX / 16);
+  EXPECT_EQ(plan.bound_by(), plan_bound::id_range);
+}
+
+TEST(PoolPlan, SequencesRoundUpToBlocks) {
+  const pool_plan plan = pool_plan::of_blocks(codegeex4(16), 10, false);
+  EXPECT_EQ(plan.sequences_of(1), 10);
+  EXPECT_EQ(plan.sequences_of(16), 10);
+  EXPECT_EQ(plan.sequences_of(17), 5);
+  EXPECT_EQ(plan.sequences_of(160), 1);
+  EXPECT_EQ(plan.sequences_of(161), 0);
+  EXPECT_FALSE(plan.fits(161));
+}
+
+TEST(PoolPlan, ExplainsWhatCanBeCheckedByHand) {
+  const std::string text = pool_plan(codegeex4(16), after_weights, {.fraction_of_free = 0.8}, false).explain(131'072);
+  for (const char* figure :
+       {"40,960 B", "655,360 B", "67,099,345,920 B", "53,679,476,736 B", "81,908", "1,310,528", "5.00 GiB", "9 of them"}) {
+    EXPECT_NE(text.find(figure), std::string::npos) << figure << " is missing from\n" << text;
+  }
+  const std::string binding_line = text.substr(0, text.find("<- binds"));
+  EXPECT_NE(binding_line.substr(binding_line.rfind('\n')).find("0.8 x"), std::string::npos) << text;
+  EXPECT_NE(pool_plan::of_blocks(codegeex4(16), 4).explain(1'000).find("NONE fits"), std::string::npos);
+}
+
+}  // namespace

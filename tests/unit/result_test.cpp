@@ -1,0 +1,59 @@
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include <pagedkv/result.hpp>
+
+namespace {
+
+using namespace pagedkv;
+
+TEST(Result, HoldsAValueOrAnError) {
+  const result<int> good = 7;
+  ASSERT_TRUE(good);
+  EXPECT_EQ(*good, 7);
+  const result<int> bad = error{.code = errc::out_of_blocks, .what = "too few", .value = 5, .limit = 3};
+  ASSERT_FALSE(bad);
+  EXPECT_EQ(bad.error().code, errc::out_of_blocks);
+  EXPECT_THROW((void)bad.value(), failure);
+}
+
+TEST(Result, MovesItsValueOut) {
+  result<std::unique_ptr<int>> made = std::make_unique<int>(3);
+  const std::unique_ptr<int> taken = std::move(made).value();
+  EXPECT_EQ(*taken, 3);
+}
+
+TEST(Result, StatusThrowsItsCause) {
+  const status bad = error{.code = errc::stale_sequence, .what = "gone"};
+  try {
+    bad.value();
+    FAIL() << "value() of an error must throw";
+  } catch (const failure& thrown) {
+    EXPECT_EQ(thrown.cause().code, errc::stale_sequence);
+  }
+  EXPECT_NO_THROW(status().value());
+}
+
+TEST(Result, MessageNamesEveryFieldThatIsSet) {
+  const std::string text =
+      error{.code = errc::invalid_argument, .what = "head_dim must be at least 1", .value = 0, .limit = 1, .index = 4}
+          .message();
+  EXPECT_NE(text.find("head_dim must be at least 1"), std::string::npos) << text;
+  EXPECT_NE(text.find("0"), std::string::npos) << text;
+  EXPECT_NE(text.find("4"), std::string::npos) << text;
+  EXPECT_EQ(text.find('\n'), std::string::npos) << text;
+  const std::string bare = error{.code = errc::invalid_argument, .what = "plain"}.message();
+  EXPECT_EQ(bare.find("-9223372036854775808"), std::string::npos) << bare;
+  const std::string cuda = error{.code = errc::cuda_failure,
+                                 .what = "a CUDA call failed",
+                                 .value = 2,
+                                 .call = "cudaMalloc",
+                                 .file = "x.cpp",
+                                 .line = 9}
+                               .message();
+  EXPECT_NE(cuda.find("cudaMalloc"), std::string::npos) << cuda;
+  EXPECT_NE(cuda.find("x.cpp:9"), std::string::npos) << cuda;
+}
+
+}  // namespace
