@@ -67,7 +67,8 @@ class [[nodiscard]] result {
   /// Unchecked access; call only when has_value().
   [[nodiscard]] T& operator*() & noexcept { return assert(has_value()), *std::get_if<0>(&state_); }
   [[nodiscard]] const T& operator*() const& noexcept { return assert(has_value()), *std::get_if<0>(&state_); }
-  [[nodiscard]] T&& operator*() && noexcept { return assert(has_value()), std::move(*std::get_if<0>(&state_)); }
+  /// By value, so that `for (x : *call())` does not read a result that is gone.
+  [[nodiscard]] T operator*() && noexcept { return assert(has_value()), std::move(*std::get_if<0>(&state_)); }
   [[nodiscard]] T* operator->() noexcept { return &**this; }
   [[nodiscard]] const T* operator->() const noexcept { return &**this; }
 
