@@ -216,16 +216,16 @@ class stress_run {
   std::int64_t finished_ = 0;
 };
 
-class KvCacheStress : public ::testing::TestWithParam<stress_case> {};
+class kv_cache_stress : public ::testing::TestWithParam<stress_case> {};
 
-TEST_P(KvCacheStress, LosesNothing) {
+TEST_P(kv_cache_stress, LosesNothing) {
   const std::uint64_t seed = pagedkv::testing::seed_or(20'240'601);
   SCOPED_TRACE(pagedkv::testing::replay_hint(seed));
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
   stress_run(GetParam(), seed).run(operations_per_case);
 }
 
-INSTANTIATE_TEST_SUITE_P(, KvCacheStress, ::testing::ValuesIn(stress_cases()),
+INSTANTIATE_TEST_SUITE_P(, kv_cache_stress, ::testing::ValuesIn(stress_cases()),
                          [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace

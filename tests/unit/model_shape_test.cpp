@@ -30,19 +30,19 @@ TEST(ModelShape, PresetsByTheirBytesPerToken) {
   EXPECT_FALSE(find_model_preset("llama"));
 }
 
-class ModelConfig : public testing::Test {
+class model_config : public testing::Test {
  protected:
   result<model_shape> read(const std::string& json) {
     std::ofstream(path_) << json;
     return read_model_config(path_);
   }
-  ~ModelConfig() override { std::filesystem::remove(path_); }
+  ~model_config() override { std::filesystem::remove(path_); }
 
  private:
   std::string path_ = testing::TempDir() + testing::UnitTest::GetInstance()->current_test_info()->name() + ".json";
 };
 
-TEST_F(ModelConfig, LlamaNamesItsKvHeads) {
+TEST_F(model_config, LlamaNamesItsKvHeads) {
   const model_shape model = read(R"({"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
                                      "hidden_size": 4096, "torch_dtype": "bfloat16", "model_type": "llama"})")
                                 .value();
@@ -54,7 +54,7 @@ TEST_F(ModelConfig, LlamaNamesItsKvHeads) {
   EXPECT_FALSE(model.num_parameters);
 }
 
-TEST_F(ModelConfig, ChatGlmGroupsItsQueries) {
+TEST_F(model_config, ChatGlmGroupsItsQueries) {
   const model_shape model = read(R"({"num_layers": 40, "num_attention_heads": 32, "multi_query_attention": true,
                                      "multi_query_group_num": 2, "kv_channels": 128, "hidden_size": 4096})")
                                 .value();
@@ -68,7 +68,7 @@ TEST_F(ModelConfig, ChatGlmGroupsItsQueries) {
             32);
 }
 
-TEST_F(ModelConfig, HeadDimIsTakenWhereItIsGiven) {
+TEST_F(model_config, HeadDimIsTakenWhereItIsGiven) {
   EXPECT_EQ(
       read(R"({"num_hidden_layers": 1, "num_attention_heads": 16, "hidden_size": 3072, "head_dim": 256})").value().head_dim,
       256);
@@ -77,14 +77,14 @@ TEST_F(ModelConfig, HeadDimIsTakenWhereItIsGiven) {
       192);
 }
 
-TEST_F(ModelConfig, ReadsTheTextPartOfAMultimodalModel) {
+TEST_F(model_config, ReadsTheTextPartOfAMultimodalModel) {
   EXPECT_EQ(read(R"({"model_type": "x", "text_config": {"num_hidden_layers": 5, "num_attention_heads": 4, "hidden_size": 64}})")
                 .value()
                 .num_layers,
             5);
 }
 
-TEST_F(ModelConfig, SaysWhichFieldIsMissingOrWrong) {
+TEST_F(model_config, SaysWhichFieldIsMissingOrWrong) {
   const std::pair<const char*, const char*> wrong[] = {
       {R"({"num_attention_heads": 4, "hidden_size": 64})", "num_hidden_layers"},
       {R"({"num_hidden_layers": 0, "num_attention_heads": 4, "hidden_size": 64})", "num_hidden_layers"},

@@ -57,9 +57,10 @@ class failure : public std::runtime_error {
 template <class T>
 class [[nodiscard]] result {
  public:
-  result(T value) noexcept : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
-  result(const pagedkv::error& cause) noexcept
-      : state_(std::in_place_index<1>, cause) {}  // NOLINT(google-explicit-constructor)
+  // NOLINTBEGIN(google-explicit-constructor): `return value;` and `return error;` are the point
+  result(T value) noexcept : state_(std::in_place_index<0>, std::move(value)) {}
+  result(const pagedkv::error& cause) noexcept : state_(std::in_place_index<1>, cause) {}
+  // NOLINTEND(google-explicit-constructor)
 
   [[nodiscard]] bool has_value() const noexcept { return state_.index() == 0; }
   explicit operator bool() const noexcept { return has_value(); }
@@ -91,7 +92,8 @@ template <>
 class [[nodiscard]] result<void> {
  public:
   result() noexcept = default;
-  result(const pagedkv::error& cause) noexcept : error_(cause), ok_(false) {}  // NOLINT(google-explicit-constructor)
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  result(const pagedkv::error& cause) noexcept : error_(cause), ok_(false) {}
 
   [[nodiscard]] bool has_value() const noexcept { return ok_; }
   explicit operator bool() const noexcept { return ok_; }

@@ -1,0 +1,21 @@
+# Builds and runs the consumer in a folder of its own. WAY: installed (find_package) or subdirectory (add_subdirectory).
+set(work ${PAGEDKV_BUILD}/package-${WAY})
+file(REMOVE_RECURSE ${work})
+function(run)
+  execute_process(COMMAND ${ARGN} COMMAND_ERROR_IS_FATAL ANY OUTPUT_VARIABLE output ERROR_VARIABLE output)
+endfunction()
+
+set(flags "")
+if(SANITIZE)
+  set(flags -fsanitize=${SANITIZE})
+endif()
+if(WAY STREQUAL "installed")
+  run(${CMAKE_COMMAND} --install ${PAGEDKV_BUILD} --prefix ${work}/prefix)
+  set(take -DCMAKE_PREFIX_PATH=${work}/prefix)
+else()
+  set(take -DPAGEDKV_SOURCE=${SOURCE} -DPAGEDKV_ENABLE_CUDA=OFF)
+endif()
+run(${CMAKE_COMMAND} -S ${SOURCE}/tests/package/consumer -B ${work}/build -G Ninja -DCMAKE_CXX_COMPILER=${COMPILER}
+  -DCMAKE_CXX_FLAGS=${flags} ${take})
+run(${CMAKE_COMMAND} --build ${work}/build)
+run(${work}/build/consumer)
