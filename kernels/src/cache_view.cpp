@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <tuple>
 #include <utility>
 
 #include <pagedkv/cache_view.hpp>
@@ -24,13 +25,14 @@ void check_plane(const plane_ref& plane) {
   if (plane.row_bytes < 1) refuse("a plane's rows need at least one byte", plane.row_bytes);
 }
 
-/// Appends the bytes that one plane has in block 0, as intervals; dense dimensions become part of the interval.
-void expand(const plane_ref& plane, std::int32_t block_size, std::vector<block_run>& intervals) {
+/// Appends the bytes that `num_tokens` tokens have in block 0 of one plane, as intervals; dense dimensions become part of the
+/// interval.
+void expand(const plane_ref& plane, std::int32_t num_tokens, std::vector<block_run>& intervals) {
   struct dimension {
     std::int64_t count, stride;
   };
   dimension inner{plane.num_heads, plane.head_stride};
-  dimension outer{block_size, plane.token_stride};
+  dimension outer{num_tokens, plane.token_stride};
   if (inner.count == 1 || (outer.count > 1 && outer.stride < inner.stride)) std::swap(inner, outer);
   std::int64_t num_bytes = plane.row_bytes;
   for (dimension* each : {&inner, &outer}) {
@@ -45,24 +47,61 @@ void expand(const plane_ref& plane, std::int32_t block_size, std::vector<block_r
   }
 }
 
-/// The same bytes as maximal runs: neighbours in memory that move alike from block to block.
-std::vector<block_run> merge(const std::vector<layer_ref>& layers) {
+/// Some bytes of block 0, and how they move from token to token.
+struct moving_run {
+  block_run run;
+  std::int64_t token_stride = 0;
+};
+
+/// Maximal runs: neighbours in memory that move alike from block to block and from token to token become one.
+std::vector<moving_run> merge(std::vector<moving_run> pieces) {
+  const auto address = [](const moving_run& piece) { return reinterpret_cast<std::uintptr_t>(piece.run.base); };
+  std::sort(pieces.begin(), pieces.end(), [&](const moving_run& a, const moving_run& b) {
+    return std::tuple{address(a), a.run.block_stride, a.token_stride} <
+           std::tuple{address(b), b.run.block_stride, b.token_stride};
+  });
+  std::vector<moving_run> merged;
+  for (const moving_run& next : pieces) {
+    if (!merged.empty() && merged.back().run.block_stride == next.run.block_stride &&
+        merged.back().token_stride == next.token_stride &&
+        merged.back().run.base + merged.back().run.num_bytes == next.run.base) {
+      merged.back().run.num_bytes += next.run.num_bytes;
+    } else {
+      merged.push_back(next);
+    }
+  }
+  return merged;
+}
+
+/// What the first `num_tokens` tokens of block 0 have in all planes.
+std::vector<moving_run> expand(const std::vector<layer_ref>& layers, std::int32_t num_tokens, bool by_token) {
+  std::vector<moving_run> pieces;
   std::vector<block_run> intervals;
   for (const layer_ref& layer : layers) {
-    expand(layer.key, layer.block_size, intervals);
-    expand(layer.value, layer.block_size, intervals);
+    for (const plane_ref* plane : {&layer.key, &layer.value}) {
+      intervals.clear();
+      expand(*plane, num_tokens, intervals);
+      for (const block_run& interval : intervals) pieces.push_back({interval, by_token ? plane->token_stride : 0});
+    }
   }
-  std::sort(intervals.begin(), intervals.end(), [](const block_run& a, const block_run& b) {
-    return std::pair{reinterpret_cast<std::uintptr_t>(a.base), a.block_stride} <
-           std::pair{reinterpret_cast<std::uintptr_t>(b.base), b.block_stride};
-  });
+  return pieces;
+}
+
+std::vector<block_run> whole_blocks(const std::vector<layer_ref>& layers) {
   std::vector<block_run> runs;
-  for (const block_run& next : intervals) {
-    if (!runs.empty() && runs.back().block_stride == next.block_stride &&
-        runs.back().base + runs.back().num_bytes == next.base) {
-      runs.back().num_bytes += next.num_bytes;
-    } else {
-      runs.push_back(next);
+  for (const moving_run& merged : merge(expand(layers, layers.front().block_size, false))) runs.push_back(merged.run);
+  return runs;
+}
+
+/// One run for each place that a token has, where the next token's bytes follow; one for each token of it otherwise.
+std::vector<token_run> by_tokens(const std::vector<layer_ref>& layers) {
+  const std::int32_t block_size = layers.front().block_size;
+  std::vector<token_run> runs;
+  for (const auto& [run, token_stride] : merge(expand(layers, 1, true))) {
+    const bool dense = token_stride == run.num_bytes;
+    const std::int32_t num_tokens = dense ? block_size : 1;
+    for (std::int32_t first = 0; first < block_size; first += num_tokens) {
+      runs.push_back({run.base + first * token_stride, run.block_stride, run.num_bytes, first, num_tokens});
     }
   }
   return runs;
@@ -86,19 +125,19 @@ std::vector<layer_ref> lay_out(const kv_layout& layout, std::int64_t num_blocks,
     return regions[static_cast<std::size_t>(offset / piece_bytes)] + offset % piece_bytes;
   };
   const plane_strides strides = layout.strides();
-  const auto plane = [&](std::int64_t offset) {
+  const auto plane = [&](std::int64_t offset, std::int64_t row_bytes) {
     return plane_ref{.base = address(offset),
                      .block_stride = strides.block,
                      .token_stride = strides.token,
                      .head_stride = strides.head,
                      .num_heads = shape.num_kv_heads,
-                     .row_bytes = static_cast<std::int32_t>(layout.row_bytes())};
+                     .row_bytes = static_cast<std::int32_t>(row_bytes)};
   };
   std::vector<layer_ref> layers;
   layers.reserve(static_cast<std::size_t>(shape.num_layers));
   for (std::int32_t layer = 0; layer < shape.num_layers; ++layer) {
-    layers.push_back({.key = plane(layout.key_offset(layer, num_blocks)),
-                      .value = plane(layout.value_offset(layer, num_blocks)),
+    layers.push_back({.key = plane(layout.key_offset(layer, num_blocks), layout.row_bytes()),
+                      .value = plane(layout.value_offset(layer, num_blocks), layout.value_row_bytes()),
                       .num_blocks = static_cast<std::int32_t>(num_blocks),
                       .block_size = shape.block_size,
                       .has_null_block = has_null_block,
@@ -125,7 +164,8 @@ cache_view::cache_view(std::vector<layer_ref> layers) : layers_(std::move(layers
     check_plane(layer.key);
     check_plane(layer.value);
   }
-  runs_ = merge(layers_);
+  runs_ = whole_blocks(layers_);
+  token_runs_ = by_tokens(layers_);
 }
 
 }  // namespace pagedkv

@@ -18,7 +18,21 @@ status append(const kernel_context&, const layer_ref&, const source_rows&, const
   return absent;
 }
 
+status append(const kernel_context&, const layer_ref&, const source_rows&, const source_rows&, const quantization&,
+              const slot_t*, std::int32_t, const diagnostics_ref&, cuda_stream) noexcept {
+  return absent;
+}
+
 status copy_blocks(const kernel_context&, const cache_view&, std::span<const block_copy>, cuda_stream) noexcept {
+  return absent;
+}
+
+status copy_blocks(const kernel_context&, const cache_view&, std::span<const prefix_copy>, cuda_stream) noexcept {
+  return absent;
+}
+
+status copy_blocks(const kernel_context&, const cache_view&, const resident_copies&, const diagnostics_ref&,
+                   cuda_stream) noexcept {
   return absent;
 }
 
@@ -26,8 +40,18 @@ status fill(const kernel_context&, const cache_view&, std::span<const block_id>,
   return absent;
 }
 
+status fill_slots(const kernel_context&, const cache_view&, const slot_batch&, slot_t*, const diagnostics_ref&,
+                  cuda_stream) noexcept {
+  return absent;
+}
+
 status gather(const kernel_context&, const layer_ref&, const gather_batch&, const target_rows&, const target_rows&,
               const diagnostics_ref&, cuda_stream) noexcept {
+  return absent;
+}
+
+status gather(const kernel_context&, const layer_ref&, const gather_batch&, const target_rows&, const target_rows&,
+              const quantization&, const diagnostics_ref&, cuda_stream) noexcept {
   return absent;
 }
 

@@ -6,6 +6,7 @@
 #include <pagedkv/append.hpp>
 #include <pagedkv/copy_blocks.hpp>
 #include <pagedkv/fill.hpp>
+#include <pagedkv/fill_slots.hpp>
 #include <pagedkv/gather.hpp>
 
 namespace pagedkv::cuda {
@@ -13,13 +14,29 @@ namespace pagedkv::cuda {
 status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
               const slot_t* slots, std::int32_t num_tokens, const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
+status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
+              const quantization& how, const slot_t* slots, std::int32_t num_tokens, const diagnostics_ref& faults,
+              cuda_stream stream) noexcept;
+
 status copy_blocks(const kernel_context& context, const cache_view& cache, std::span<const block_copy> copies,
                    cuda_stream stream) noexcept;
+
+status copy_blocks(const kernel_context& context, const cache_view& cache, std::span<const prefix_copy> copies,
+                   cuda_stream stream) noexcept;
+
+status copy_blocks(const kernel_context& context, const cache_view& cache, const resident_copies& copies,
+                   const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 status fill(const kernel_context& context, const cache_view& cache, std::span<const block_id> blocks, std::uint8_t pattern,
             cuda_stream stream) noexcept;
 
+status fill_slots(const kernel_context& context, const cache_view& cache, const slot_batch& batch, slot_t* slots,
+                  const diagnostics_ref& faults, cuda_stream stream) noexcept;
+
 status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
               const target_rows& value, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+
+status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
+              const target_rows& value, const quantization& how, const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv::cuda

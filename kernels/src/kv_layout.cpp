@@ -7,9 +7,44 @@ namespace {
 
 constexpr std::int64_t max_block_bytes = std::int64_t{1} << 46;
 
-/// Bytes of one layer's keys (= of its values) in one block.
-std::int64_t plane_bytes(const kv_shape& shape, std::int64_t row_bytes) noexcept {
-  return std::int64_t{shape.block_size} * shape.num_kv_heads * row_bytes;
+/// One block of one layer, from the inside out. `values` is where the values begin behind the keys, unless they are apart.
+struct block_steps {
+  std::int64_t inner = 0;  ///< From one row to the next of the inner dimension (heads in NHD, tokens in HND).
+  std::int64_t outer = 0;
+  std::int64_t block = 0;  ///< All bytes of the block that lie together: keys, and values unless apart.
+  std::int64_t values = 0;
+};
+
+block_steps steps_of(const kv_layout& layout) noexcept {
+  const kv_shape& shape = layout.shape();
+  const bool nhd = shape.order == block_order::nhd;
+  const std::int64_t inner_count = nhd ? shape.num_kv_heads : shape.block_size;
+  const std::int64_t outer_count = nhd ? shape.block_size : shape.num_kv_heads;
+  // Wherever the pair of key and value stands, everything outside it steps over both.
+  const auto doubled = [&](kv_placement here) { return shape.placement == here ? 2 : 1; };
+  const std::int64_t row = layout.row_bytes();
+  const bool packed = shape.placement == kv_placement::packed;
+  block_steps steps;
+  steps.inner = packed ? row + layout.value_row_bytes() : row;
+  steps.outer = inner_count * steps.inner * doubled(kv_placement::interleaved);
+  steps.block = outer_count * steps.outer * doubled(kv_placement::fused);
+  switch (shape.placement) {
+    case kv_placement::apart: break;
+    case kv_placement::fused: steps.values = steps.block / 2; break;
+    case kv_placement::interleaved: steps.values = steps.outer / 2; break;
+    case kv_placement::packed: steps.values = row; break;
+  }
+  return steps;
+}
+
+const char* words_for(kv_placement placement) noexcept {
+  switch (placement) {
+    case kv_placement::apart: return "apart";
+    case kv_placement::fused: return "fused";
+    case kv_placement::interleaved: return "interleaved";
+    case kv_placement::packed: return "packed";
+  }
+  return "?";
 }
 
 }  // namespace
@@ -19,8 +54,13 @@ kv_layout::kv_layout(const kv_shape& shape) : shape_(shape) {
   if (shape.num_kv_heads < 1) refuse("num_kv_heads must be at least 1", shape.num_kv_heads);
   if (shape.head_dim < 1) refuse("head_dim must be at least 1", shape.head_dim);
   if (shape.block_size < 1) refuse("block_size must be at least 1", shape.block_size);
+  if (shape.value_dim < 0) refuse("value_dim (of a latent cache: rotary_dim) must be at least 1", shape.value_dim);
+  if (shape.value_dim != 0 && shape.value_dim != shape.head_dim && shape.placement != kv_placement::packed) {
+    refuse("values of another length than keys must be packed", shape.value_dim, shape.head_dim);
+  }
   if (row_bytes() > INT32_MAX) refuse("head_dim is too large: one row must fit 2^31 - 1 bytes", shape.head_dim);
-  std::int64_t bytes = 2 * row_bytes();
+  if (value_row_bytes() > INT32_MAX) refuse("value_dim is too large: one row must fit 2^31 - 1 bytes", shape.value_dim);
+  std::int64_t bytes = row_bytes() + value_row_bytes();
   for (const std::int64_t count : {shape.num_kv_heads, shape.block_size, shape.num_layers}) {
     if (bytes > max_block_bytes / count) {
       refuse("one block must fit 2^46 bytes: lower block_size, num_layers or num_kv_heads", count, max_block_bytes);
@@ -30,13 +70,11 @@ kv_layout::kv_layout(const kv_shape& shape) : shape_(shape) {
 }
 
 plane_strides kv_layout::strides() const noexcept {
-  const std::int64_t row = row_bytes();
-  const std::int64_t planes_together = (shape_.placement == kv_placement::fused ? 2 : 1) *
-                                       (shape_.pool == pool_order::block_major ? std::int64_t{shape_.num_layers} : 1);
+  const block_steps steps = steps_of(*this);
   const bool nhd = shape_.order == block_order::nhd;
-  return {.block = planes_together * plane_bytes(shape_, row),
-          .token = nhd ? shape_.num_kv_heads * row : row,
-          .head = nhd ? row : shape_.block_size * row};
+  return {.block = steps.block * (shape_.pool == pool_order::block_major ? shape_.num_layers : 1),
+          .token = nhd ? steps.outer : steps.inner,
+          .head = nhd ? steps.inner : steps.outer};
 }
 
 std::int32_t kv_layout::num_regions() const noexcept {
@@ -48,14 +86,14 @@ std::int64_t kv_layout::region_bytes(std::int64_t num_blocks) const noexcept {
 }
 
 std::int64_t kv_layout::key_offset(std::int32_t layer, std::int64_t num_blocks) const noexcept {
-  const std::int64_t planes = shape_.placement == kv_placement::fused ? 2 : 1;
-  if (shape_.pool == pool_order::block_major) return planes * layer * plane_bytes(shape_, row_bytes());
-  return (3 - planes) * layer * region_bytes(num_blocks);
+  if (shape_.pool == pool_order::block_major) return layer * steps_of(*this).block;
+  const std::int64_t regions_per_layer = shape_.placement == kv_placement::apart ? 2 : 1;
+  return regions_per_layer * layer * region_bytes(num_blocks);
 }
 
 std::int64_t kv_layout::value_offset(std::int32_t layer, std::int64_t num_blocks) const noexcept {
-  const bool fused = shape_.placement == kv_placement::fused;
-  return key_offset(layer, num_blocks) + (fused ? plane_bytes(shape_, row_bytes()) : region_bytes(num_blocks));
+  const bool apart = shape_.placement == kv_placement::apart;
+  return key_offset(layer, num_blocks) + (apart ? region_bytes(num_blocks) : steps_of(*this).values);
 }
 
 kv_layout kv_layout::per_rank(std::int32_t tensor_parallel) const {
@@ -73,11 +111,10 @@ kv_layout kv_layout::per_rank(std::int32_t tensor_parallel) const {
 
 std::string kv_layout::describe() const {
   return std::to_string(shape_.num_layers) + " layers, " + std::to_string(shape_.num_kv_heads) + " KV heads x " +
-         std::to_string(shape_.head_dim) + ", " + std::string(name_of(shape_.type)) +
-         (shape_.order == block_order::nhd ? ", NHD" : ", HND") +
-         (shape_.placement == kv_placement::apart ? ", K and V apart" : ", K and V fused") +
-         (shape_.pool == pool_order::layer_major ? ", layer-major, " : ", block-major, ") + std::to_string(shape_.block_size) +
-         " tokens per block";
+         std::to_string(shape_.head_dim) + (shape_.value_dim != 0 ? " + " + std::to_string(shape_.value_dim) : "") + ", " +
+         std::string(name_of(shape_.type)) + (shape_.order == block_order::nhd ? ", NHD" : ", HND") + ", K and V " +
+         words_for(shape_.placement) + (shape_.pool == pool_order::layer_major ? ", layer-major, " : ", block-major, ") +
+         std::to_string(shape_.block_size) + " tokens per block";
 }
 
 }  // namespace pagedkv

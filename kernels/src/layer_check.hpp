@@ -4,6 +4,7 @@
 
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/kernel_context.hpp>
+#include <pagedkv/quantization.hpp>
 
 #include "refusal.hpp"
 
@@ -30,6 +31,21 @@ inline status check_layer(const layer_ref& layer) noexcept {
 inline status check_faults(const diagnostics_ref& faults) noexcept {
   if (faults.claims != nullptr && faults.report == nullptr) return invalid("a claim bitmap needs a report");
   return {};
+}
+
+inline status check_quantization(const quantization& how) noexcept {
+  if (!is_fp8(how.stored)) return invalid("stored must be f8_e4m3 or f8_e5m2", static_cast<std::int64_t>(how.stored));
+  if (is_fp8(how.outside)) return invalid("outside must be f32, f16 or bf16", static_cast<std::int64_t>(how.outside));
+  return {};
+}
+
+/// Rows are read and written an element at a time at least.
+template <class Rows>
+status check_elements(const Rows& rows, const quantization& how) noexcept {
+  const auto places =
+      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(rows.data)) | rows.token_stride | rows.head_stride;
+  if (places % bytes_of(how.outside) == 0) return {};
+  return invalid("rows and their strides must be whole elements of `outside`", error::none, bytes_of(how.outside));
 }
 
 /// How one token's heads are moved: heads that lie together on both sides are one long row.

@@ -7,6 +7,7 @@
 
 #include "../seed.hpp"
 #include "backend.hpp"
+#include "fault_report.hpp"
 #include "random.hpp"
 #include "test_cache.hpp"
 
@@ -15,24 +16,6 @@ namespace {
 
 class append_test : public kernel_test {};
 PAGEDKV_KERNEL_SUITE(append_test);
-
-/// A report in the backend's memory, with a claim bitmap unless told otherwise.
-class fault_report {
- public:
-  fault_report(const backend& where, std::int64_t num_slots, bool with_claims = true)
-      : report_(where, std::vector<diagnostics>(1)),
-        claims_(where, std::vector<std::uint32_t>(static_cast<std::size_t>((num_slots + 31) / 32))),
-        with_claims_(with_claims) {}
-  [[nodiscard]] diagnostics_ref ref() const {
-    return {report_.as<diagnostics>(), with_claims_ ? claims_.as<std::uint32_t>() : nullptr};
-  }
-  [[nodiscard]] diagnostics read() const { return report_.content<diagnostics>().front(); }
-
- private:
-  buffer report_;
-  buffer claims_;
-  bool with_claims_;
-};
 
 /// Appends random rows at `slots` to one layer, on the backend and in the oracle, and compares the whole cache.
 void append_and_check(const backend& where, test_cache& cache, const outer_case& source, const std::vector<slot_t>& slots,

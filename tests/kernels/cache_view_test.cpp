@@ -86,6 +86,78 @@ TEST(CacheViewRuns, NeighboursThatMoveDifferentlyStayApart) {
   EXPECT_EQ(cache_view({layer_with(key, value)}).runs().size(), 2U);
 }
 
+TEST(CacheViewTokenRuns, TokensThatLieTogetherAreOneRun) {
+  // NHD: a token's heads are 32 bytes, and the next token follows: one run for each plane, whatever the pool's order.
+  for (const pool_order pool : {pool_order::layer_major, pool_order::block_major}) {
+    kv_shape of = shape;
+    of.pool = pool;
+    const cache_view view = view_of(of);
+    ASSERT_EQ(view.token_runs().size(), 6U);
+    for (const token_run& run : view.token_runs()) {
+      EXPECT_EQ(run.token_bytes, 32);
+      EXPECT_EQ(run.first_token, 0);
+      EXPECT_EQ(run.num_tokens, 4);
+    }
+  }
+}
+
+TEST(CacheViewTokenRuns, HeadsApartAreRunsOfTheirOwn) {
+  kv_shape of = shape;
+  of.order = block_order::hnd;
+  const cache_view view = view_of(of);
+  ASSERT_EQ(view.token_runs().size(), 12U);
+  EXPECT_EQ(view.token_runs()[1].base, at(0x10000 + 64)) << "head 1 behind 4 tokens of head 0";
+  EXPECT_EQ(view.token_runs()[1].token_bytes, 16);
+  EXPECT_EQ(view.token_runs()[1].block_stride, plane_bytes);
+}
+
+TEST(CacheViewTokenRuns, KeysAndValuesOfATokenTogetherAreOneRun) {
+  kv_shape of = shape;
+  of.placement = kv_placement::packed;
+  ASSERT_EQ(view_of(of).token_runs().size(), 3U);
+  EXPECT_EQ(view_of(of).token_runs()[0].token_bytes, 64);
+  of.placement = kv_placement::interleaved;
+  ASSERT_EQ(view_of(of).token_runs().size(), 3U);
+  EXPECT_EQ(view_of(of).token_runs()[0].token_bytes, 64);
+  of.order = block_order::hnd;
+  of.placement = kv_placement::packed;
+  ASSERT_EQ(view_of(of).token_runs().size(), 6U);
+  EXPECT_EQ(view_of(of).token_runs()[0].token_bytes, 32);
+}
+
+TEST(CacheViewTokenRuns, ABlockOfOneTokenIsMergedLikeAWholeOne) {
+  kv_shape of = shape;
+  of.block_size = 1;
+  of.order = block_order::hnd;
+  of.placement = kv_placement::fused;
+  const cache_view view = view_of(of);
+  ASSERT_EQ(view.token_runs().size(), 3U);
+  EXPECT_EQ(view.token_runs()[0].token_bytes, 64) << "two heads' keys, then their values";
+  EXPECT_EQ(view.token_runs()[0].num_tokens, 1);
+}
+
+TEST(CacheViewTokenRuns, NeighboursThatMoveDifferentlyStayApart) {
+  // A token's key ends where its value begins in token 0, but not in token 1.
+  const plane_ref key{at(0x1000), 4096, 64, 16, 2, 16};
+  const plane_ref value{at(0x1020), 4096, 128, 16, 2, 16};
+  EXPECT_EQ(cache_view({layer_with(key, value)}).token_runs().size(), 4U + 4U);
+}
+
+TEST(CacheViewTokenRuns, TokensWithGapsAreRunsOfOne) {
+  const plane_ref gaps{at(0x1000), 4096, 48, 16, 2, 16};
+  const plane_ref dense{at(0x20000), 4096, 32, 16, 2, 16};
+  const cache_view view({layer_with(gaps, dense)});
+  ASSERT_EQ(view.token_runs().size(), 4U + 1U);
+  for (std::int32_t i = 0; i < 4; ++i) {
+    const token_run& run = view.token_runs()[static_cast<std::size_t>(i)];
+    EXPECT_EQ(run.base, at(0x1000 + static_cast<std::uintptr_t>(i) * 48));
+    EXPECT_EQ(run.first_token, i);
+    EXPECT_EQ(run.num_tokens, 1);
+    EXPECT_EQ(run.token_bytes, 32);
+  }
+  EXPECT_EQ(view.token_runs()[4].num_tokens, 4);
+}
+
 TEST(CacheView, RegionsMayBeOneOrOnePerLayerOrOnePerPlane) {
   const kv_layout layout(shape);
   const std::int64_t region = layout.region_bytes(5);

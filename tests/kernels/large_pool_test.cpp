@@ -1,6 +1,8 @@
 // Offsets beyond 2^31 bytes: a pool of four blocks with more than a gibibyte between them, of which little is touched.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include <pagedkv/append.hpp>
 #include <pagedkv/copy_blocks.hpp>
 #include <pagedkv/fill.hpp>
@@ -104,6 +106,18 @@ TEST_P(large_pool_test, EveryOperationReachesEveryBlock) {
   }
   EXPECT_EQ(pool.read(where(), 3, 0), std::vector<std::byte>(block_size * token_bytes, std::byte{0x5A}));
   EXPECT_EQ(pool.read(where(), 3, value_offset), std::vector<std::byte>(block_size * token_bytes, std::byte{0x5A}));
+
+  // Block 3's first token onto block 2, then block 2 onto 3 by a pair in the backend's memory.
+  ASSERT_TRUE(copy_blocks({}, pool.view, std::vector<prefix_copy>{{block_id{3}, block_id{2}, 1}}, nullptr));
+  const buffer pairs(where(), std::vector<block_copy>{{block_id{2}, block_id{3}}});
+  ASSERT_TRUE(copy_blocks({}, pool.view, resident_copies{pairs.as<block_copy>(), 1}, {}, nullptr));
+  for (const std::int64_t block : {2, 3}) {
+    for (const auto& [rows, offset] : {std::pair{&keys, std::int64_t{0}}, {&values, value_offset}}) {
+      std::vector<std::byte> mixed = block_of(*rows, 1);
+      std::fill_n(mixed.begin(), token_bytes, std::byte{0x5A});
+      EXPECT_EQ(pool.read(where(), block, offset), mixed) << block;
+    }
+  }
 }
 
 }  // namespace

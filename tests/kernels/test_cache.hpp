@@ -38,19 +38,22 @@ struct cache_case {
 
 inline cache_case random_case(random_source& random, std::int32_t num_layers) {
   cache_case drawn;
-  drawn.shape = {.num_layers = num_layers,
-                 .num_kv_heads = random.pick({1, 1, 2, 8, 13, 40}),
-                 .head_dim = random.pick({1, 46, 64, 80, 96, 128, 192, 256}),
-                 .block_size = random.pick({1, 8, 16, 24, 64}),
-                 .type = random.pick({dtype::f32, dtype::f16, dtype::bf16}),
-                 .order = random.pick({block_order::nhd, block_order::hnd}),
-                 .placement = random.pick({kv_placement::apart, kv_placement::fused}),
-                 .pool = random.pick({pool_order::layer_major, pool_order::block_major})};
+  drawn.shape = {
+      .num_layers = num_layers,
+      .num_kv_heads = random.pick({1, 1, 2, 8, 13, 40}),
+      .head_dim = random.pick({1, 46, 64, 80, 96, 128, 192, 256}),
+      .block_size = random.pick({1, 8, 16, 24, 64}),
+      .type = random.pick({dtype::f32, dtype::f16, dtype::bf16}),
+      .order = random.pick({block_order::nhd, block_order::hnd}),
+      .placement = random.pick({kv_placement::apart, kv_placement::fused, kv_placement::interleaved, kv_placement::packed}),
+      .pool = random.pick({pool_order::layer_major, pool_order::block_major})};
+  if (drawn.shape.placement == kv_placement::packed && random.one_in(2)) drawn.shape.value_dim = random.pick({1, 8, 46, 64});
   drawn.has_null_block = random.one_in(2);
   drawn.shift = static_cast<std::size_t>(random.pick({0, 0, 0, 0, 1, 2, 4, 8}));
   if (random.one_in(4)) {
     drawn.shape.order = block_order::nhd;
     drawn.shape.placement = kv_placement::apart;
+    drawn.shape.value_dim = 0;
     drawn.shape.pool = pool_order::layer_major;
     drawn.odd_value = random.one_in(2);
     drawn.token_gap = random.pick({0, 2, 12, 16});
@@ -63,15 +66,15 @@ class naive_layout {
  public:
   explicit naive_layout(const cache_case& described) : case_(described) {
     const kv_shape& s = case_.shape;
-    const std::int64_t element = s.type == dtype::f32 ? 4 : 2;
+    const std::int64_t element = s.type == dtype::f32 ? 4 : s.type == dtype::f16 || s.type == dtype::bf16 ? 2 : 1;
     heads_ = {s.num_kv_heads, s.num_kv_heads + (case_.odd_value ? 1 : 0)};
-    row_ = {s.head_dim * element, (s.head_dim + (case_.odd_value ? 3 : 0)) * element};
-    const bool fused = s.placement == kv_placement::fused;
+    row_ = {s.head_dim * element, ((s.value_dim != 0 ? s.value_dim : s.head_dim) + (case_.odd_value ? 3 : 0)) * element};
+    const bool apart = s.placement == kv_placement::apart;
     const bool block_major = s.pool == pool_order::block_major;
     for (std::size_t kv = 0; kv < 2; ++kv) plane_[kv] = s.block_size * (heads_[kv] * row_[kv] + case_.token_gap);
-    region_ = case_.num_blocks * std::max(plane_[0], plane_[1]) * (fused ? 2 : 1) * (block_major ? s.num_layers : 1);
-    region_ = (region_ + 255) / 256 * 256;
-    num_regions_ = std::int64_t{fused ? 1 : 2} * (block_major ? 1 : s.num_layers);
+    region_ = case_.num_blocks * (apart ? std::max(plane_[0], plane_[1]) : plane_[0] + plane_[1]);
+    region_ = (region_ * (block_major ? s.num_layers : 1) + 255) / 256 * 256;
+    num_regions_ = std::int64_t{apart ? 2 : 1} * (block_major ? 1 : s.num_layers);
   }
 
   [[nodiscard]] std::int64_t pool_bytes() const { return num_regions_ * region_; }
@@ -81,23 +84,35 @@ class naive_layout {
   /// Byte offset of a row from the start of the pool: the indices of the named dimensions, outermost first.
   [[nodiscard]] std::int64_t offset(const row_place& at) const {
     const kv_shape& s = case_.shape;
-    const std::int64_t plane = plane_[static_cast<std::size_t>(at.kv)];
-    const bool fused = s.placement == kv_placement::fused;
-    std::int64_t in_plane = 0;
-    if (s.order == block_order::nhd) {
-      in_plane = at.token * (heads(at.kv) * row_bytes(at.kv) + case_.token_gap) + at.head * row_bytes(at.kv);
-    } else {
-      in_plane = (at.head * s.block_size + at.token) * row_bytes(at.kv);
+    const std::int64_t layer_block = at.block * s.num_layers + at.layer;
+    const bool layer_major = s.pool == pool_order::layer_major;
+    if (s.placement == kv_placement::apart) {
+      const std::int64_t plane = plane_[static_cast<std::size_t>(at.kv)];
+      if (layer_major) return (at.layer * 2 + at.kv) * region_ + at.block * plane + in_plane(at);
+      return at.kv * region_ + layer_block * plane + in_plane(at);
     }
-    if (s.pool == pool_order::layer_major) {
-      if (fused) return at.layer * region_ + (at.block * 2 + at.kv) * plane + in_plane;
-      return (at.layer * 2 + at.kv) * region_ + at.block * plane + in_plane;
-    }
-    if (fused) return ((at.block * s.num_layers + at.layer) * 2 + at.kv) * plane + in_plane;
-    return at.kv * region_ + (at.block * s.num_layers + at.layer) * plane + in_plane;
+    const std::int64_t both = plane_[0] + plane_[1];
+    return (layer_major ? at.layer * region_ + at.block * both : layer_block * both) + in_pair(at);
   }
 
  private:
+  [[nodiscard]] std::int64_t in_plane(const row_place& at) const {
+    if (case_.shape.order == block_order::hnd) return (at.head * case_.shape.block_size + at.token) * row_bytes(at.kv);
+    return at.token * (heads(at.kv) * row_bytes(at.kv) + case_.token_gap) + at.head * row_bytes(at.kv);
+  }
+
+  /// Inside one layer's part of a block that holds keys and values.
+  [[nodiscard]] std::int64_t in_pair(const row_place& at) const {
+    const kv_shape& s = case_.shape;
+    const bool nhd = s.order == block_order::nhd;
+    const std::int64_t outer = nhd ? at.token : at.head;
+    const std::int64_t inner = nhd ? at.head : at.token;
+    const std::int64_t inner_count = nhd ? s.num_kv_heads : s.block_size;
+    if (s.placement == kv_placement::fused) return at.kv * plane_[0] + in_plane(at);
+    if (s.placement == kv_placement::interleaved) return ((outer * 2 + at.kv) * inner_count + inner) * row_[0];
+    return (outer * inner_count + inner) * (row_[0] + row_[1]) + at.kv * row_[0];
+  }
+
   cache_case case_;
   std::array<std::int64_t, 2> heads_{}, row_{}, plane_{};
   std::int64_t region_ = 0;

@@ -74,6 +74,13 @@ inline T __ldcs(const T* from) {
   return *from;
 }
 
+template <class T>
+inline T __ldg(const T* from) {
+  return *from;
+}
+
+inline float __frcp_rn(float value) { return 1.0F / value; }
+
 inline unsigned int __umulhi(unsigned int a, unsigned int b) {
   return static_cast<unsigned int>((static_cast<unsigned long long>(a) * b) >> 32);
 }

@@ -7,6 +7,7 @@
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/kernel_context.hpp>
+#include <pagedkv/quantization.hpp>
 
 namespace pagedkv {
 
@@ -36,5 +37,16 @@ struct source_rows {
 /// Thread-safe. No allocation on the device.
 status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
               const slot_t* slots, std::int64_t num_tokens, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+
+/// The same with rows of another type than the cache's: each element is stored in 8 bits, by `how`.
+///
+/// @param key, value  [num_tokens, heads, row_bytes elements] of `how.outside`; a cache row has one byte per element.
+/// @param how         its scales lie in the address space of `cache` and are read when the copy runs.
+/// @return as above; and invalid_argument, nothing written: a type that `how` cannot have, a null scale with tokens, or
+///         an address or stride that is not a whole number of elements of `how.outside`.
+/// Cost: as above, in groups of 16 bytes of the input where bases, strides and lengths allow it on both sides.
+status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
+              const quantization& how, const slot_t* slots, std::int64_t num_tokens, const diagnostics_ref& faults,
+              cuda_stream stream) noexcept;
 
 }  // namespace pagedkv

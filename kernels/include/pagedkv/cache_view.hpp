@@ -43,8 +43,19 @@ struct block_run {
   std::int64_t num_bytes = 0;
 };
 
+/// Some tokens of a block in one place: those from `first_token` on, `num_tokens` of `token_bytes` each without gaps, begin at
+/// base + b * block_stride.
+struct token_run {
+  std::byte* base = nullptr;
+  std::int64_t block_stride = 0;
+  std::int64_t token_bytes = 0;
+  std::int32_t first_token = 0;
+  std::int32_t num_tokens = 0;
+};
+
 /// All layers of a cache, described and not owned; and the same bytes as maximal contiguous runs per block, which is
-/// what copying or filling whole blocks needs. Built once, then read-only: threads may share it.
+/// what copying or filling whole blocks needs, and as runs of tokens, for the first tokens of blocks. Built once, then
+/// read-only: threads may share it.
 class cache_view {
  public:
   /// Memory that follows a layout. `regions`: address of each of `layout.num_regions()` regions, or one address: they
@@ -61,6 +72,7 @@ class cache_view {
   [[nodiscard]] std::int32_t num_layers() const noexcept { return static_cast<std::int32_t>(layers_.size()); }
   [[nodiscard]] const layer_ref& layer(std::int32_t index) const noexcept { return layers_[static_cast<std::size_t>(index)]; }
   [[nodiscard]] std::span<const block_run> runs() const noexcept { return runs_; }
+  [[nodiscard]] std::span<const token_run> token_runs() const noexcept { return token_runs_; }
   [[nodiscard]] std::int32_t num_blocks() const noexcept { return layers_.front().num_blocks; }
   [[nodiscard]] std::int32_t block_size() const noexcept { return layers_.front().block_size; }
   [[nodiscard]] bool has_null_block() const noexcept { return layers_.front().has_null_block; }
@@ -69,6 +81,7 @@ class cache_view {
  private:
   std::vector<layer_ref> layers_;
   std::vector<block_run> runs_;
+  std::vector<token_run> token_runs_;
 };
 
 }  // namespace pagedkv

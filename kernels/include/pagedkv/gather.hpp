@@ -7,6 +7,7 @@
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/kernel_context.hpp>
+#include <pagedkv/quantization.hpp>
 
 namespace pagedkv {
 
@@ -41,5 +42,14 @@ struct gather_batch {
 /// Cost: each row read once and written once, and log2(num_sequences) steps to find its sequence.
 status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
               const target_rows& value, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+
+/// The same from a cache of 8-bit elements, which become `how.outside` again. Rows that are zeros are so whatever the scale.
+///
+/// @param key, value  [num_rows, heads, row_bytes elements] of `how.outside`; a cache row has one byte per element.
+/// @param how         its scales lie in the address space of `cache` and are read when the copy runs.
+/// @return as above; and invalid_argument, nothing written: a type that `how` cannot have, a null scale with rows, or
+///         an address or stride that is not a whole number of elements of `how.outside`.
+status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
+              const target_rows& value, const quantization& how, const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv

@@ -28,15 +28,17 @@ enum class fault : std::int32_t {
   slot_out_of_pool,     ///< append: value >= num_blocks * block_size.
   slot_in_null_block,   ///< append: the slot belongs to the null block.
   duplicate_slot,       ///< append: another token of the call has the same slot.
-  block_out_of_pool,    ///< gather: a table entry >= num_blocks.
-  position_past_table,  ///< gather: a position whose block the table has no entry for.
+  block_out_of_pool,    ///< gather, fill_slots: a table entry >= num_blocks; copy_blocks: such a source or destination.
+  position_past_table,  ///< gather, fill_slots: a position whose block the table has no entry for.
+  null_block_written,   ///< copy_blocks: the null block as destination.
+  duplicate_block,      ///< copy_blocks: another pair of the call has the same destination.
 };
 
 /// Lies in the memory kind of the call. The caller zeroes it; calls add to it.
 struct diagnostics {
   unsigned long long count = 0;  ///< Faults since zeroed.
   fault first = fault::none;     ///< One of the faults: the first to be counted.
-  std::int64_t index = 0;        ///< Its token (append) or output row (gather).
+  std::int64_t index = 0;        ///< Its token (append, fill_slots), output row (gather) or pair (copy_blocks).
   std::int64_t value = 0;        ///< Its slot, block id or position.
 };
 
@@ -44,7 +46,8 @@ struct diagnostics {
 struct diagnostics_ref {
   diagnostics* report = nullptr;
   /// One bit per slot of the pool, ceil(num_blocks * block_size / 32) words, zeroed by the caller before each call; with it
-  /// append finds tokens that share a slot. Needs `report`. The host backend finds them without it too.
+  /// append finds tokens that share a slot, and copy_blocks pairs that share a destination. Needs `report`. The host backend's
+  /// append finds them without it too.
   std::uint32_t* claims = nullptr;
 };
 

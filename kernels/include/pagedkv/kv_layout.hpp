@@ -12,8 +12,13 @@ namespace pagedkv {
 /// Order inside a block: NHD = [block_size, num_kv_heads, head_dim], HND = [num_kv_heads, block_size, head_dim].
 enum class block_order : std::uint8_t { nhd, hnd };
 
-/// Keys and values in regions of their own, or fused: a block's values follow its keys ([num_blocks, 2, ...]).
-enum class kv_placement : std::uint8_t { apart, fused };
+/// Where the dimension that tells keys from values stands, from the outermost place to the innermost.
+enum class kv_placement : std::uint8_t {
+  apart,        ///< Keys and values in regions of their own.
+  fused,        ///< A block's values follow its keys: [num_blocks, 2, block_size, ...].
+  interleaved,  ///< Between tokens and heads: NHD [block_size, 2, num_kv_heads, ...], HND [num_kv_heads, 2, block_size, ...].
+  packed,       ///< A row's value follows its key: [..., head_dim + value_dim].
+};
 
 /// Layer-major: a layer's blocks are neighbours. Block-major: a block's layers are neighbours ([num_blocks, num_layers, ...]).
 enum class pool_order : std::uint8_t { layer_major, block_major };
@@ -22,12 +27,26 @@ enum class pool_order : std::uint8_t { layer_major, block_major };
 struct kv_shape {
   std::int32_t num_layers = 0;
   std::int32_t num_kv_heads = 0;
-  std::int32_t head_dim = 0;     ///< Elements of one head's key, and of its value.
+  std::int32_t head_dim = 0;     ///< Elements of one head's key, and of its value unless value_dim says otherwise.
   std::int32_t block_size = 16;  ///< Tokens per block.
   dtype type = dtype::bf16;
   block_order order = block_order::nhd;
   kv_placement placement = kv_placement::apart;
   pool_order pool = pool_order::layer_major;
+  std::int32_t value_dim = 0;  ///< Elements of one head's value where they are not head_dim's number (packed only); or 0.
+
+  /// A cache of latent attention (MLA): for each token `latent_dim` elements, then `rotary_dim`, one row for all heads.
+  /// The latent part takes the key's place, the rotary part the value's.
+  [[nodiscard]] static constexpr kv_shape latent(std::int32_t num_layers, std::int32_t latent_dim, std::int32_t rotary_dim,
+                                                 std::int32_t block_size, dtype type) noexcept {
+    return {.num_layers = num_layers,
+            .num_kv_heads = 1,
+            .head_dim = latent_dim,
+            .block_size = block_size,
+            .type = type,
+            .placement = kv_placement::packed,
+            .value_dim = rotary_dim == 0 ? -1 : rotary_dim};  // 0 would read as "like the key"
+  }
 
   friend bool operator==(const kv_shape&, const kv_shape&) = default;
 };
@@ -44,22 +63,27 @@ struct plane_strides {
 /// A validated `kv_shape` with the byte arithmetic that follows from it.
 ///
 /// A pool is `num_regions()` equal regions, each starting on `region_alignment` bytes: K and V of each layer
-/// (layer-major, apart), each layer (layer-major, fused), all K and all V (block-major, apart), or one (block-major, fused).
+/// (layer-major, apart), each layer (layer-major, any other placement), all K and all V (block-major, apart), or one
+/// (block-major, any other).
 class kv_layout {
  public:
   static constexpr std::int64_t region_alignment = 256;
 
-  /// Throws `failure` (invalid_argument) naming the first count below 1, or when one row does not fit 2^31 - 1 bytes or
-  /// one block 2^46.
+  /// Throws `failure` (invalid_argument) naming the first count below 1, or when values are longer or shorter than keys and
+  /// not packed, one row does not fit 2^31 - 1 bytes, or one block 2^46.
   explicit kv_layout(const kv_shape& shape);
 
   [[nodiscard]] const kv_shape& shape() const noexcept { return shape_; }
 
-  /// Bytes of one token's key (= of its value) in one head.
+  /// Bytes of one token's key in one head.
   [[nodiscard]] std::int64_t row_bytes() const noexcept { return shape_.head_dim * bytes_of(shape_.type); }
+  /// Bytes of one token's value in one head.
+  [[nodiscard]] std::int64_t value_row_bytes() const noexcept {
+    return (shape_.value_dim != 0 ? shape_.value_dim : shape_.head_dim) * bytes_of(shape_.type);
+  }
   /// Bytes of one token in all layers, keys and values.
   [[nodiscard]] std::int64_t token_bytes() const noexcept {
-    return std::int64_t{2} * shape_.num_layers * shape_.num_kv_heads * row_bytes();
+    return std::int64_t{shape_.num_layers} * shape_.num_kv_heads * (row_bytes() + value_row_bytes());
   }
   /// Bytes of one block in all layers, keys and values.
   [[nodiscard]] std::int64_t block_bytes() const noexcept { return shape_.block_size * token_bytes(); }
@@ -79,10 +103,12 @@ class kv_layout {
   [[nodiscard]] std::int64_t value_offset(std::int32_t layer, std::int64_t num_blocks) const noexcept;
 
   /// The share of one of `tensor_parallel` ranks: KV heads divided evenly, or one head each where there are more ranks
-  /// than heads. Throws `failure` (invalid_argument) when neither count divides the other.
+  /// than heads (so every rank holds all of a latent cache). Throws `failure` (invalid_argument) when neither count divides
+  /// the other.
   [[nodiscard]] kv_layout per_rank(std::int32_t tensor_parallel) const;
 
-  /// E.g. "40 layers, 2 KV heads x 128, bf16, NHD, K and V apart, layer-major, 16 tokens per block".
+  /// E.g. "40 layers, 2 KV heads x 128, bf16, NHD, K and V apart, layer-major, 16 tokens per block"; with values of another
+  /// length "1 KV heads x 512 + 64".
   [[nodiscard]] std::string describe() const;
 
   friend bool operator==(const kv_layout&, const kv_layout&) = default;

@@ -1,6 +1,6 @@
 #include "cuda/grid_walk.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/report.cuh"
+#include "cuda/slot_check.cuh"
 #include "cuda/token_planes.cuh"
 #include "cuda_backend.hpp"
 
@@ -11,23 +11,8 @@ struct append_parameters {
   token_planes tokens;
   grid_walk<std::uint32_t> walk;
   const slot_t* slots;
-  slot_t first_slot;
-  slot_t num_slots;
-  diagnostics_ref faults;
+  slot_check check;
 };
-
-/// Whether a token's slot may be written. One thread of each token, the one with its first unit, also reports.
-__device__ __forceinline__ bool accept(const append_parameters& p, slot_t slot, std::uint32_t token, bool reports) {
-  const bool writable = slot >= p.first_slot && slot < p.num_slots;
-  if (!reports || slot < 0 || p.faults.report == nullptr) return writable;
-  if (!writable) {
-    count(p.faults.report, slot < p.first_slot ? fault::slot_in_null_block : fault::slot_out_of_pool, token, slot);
-  } else if (p.faults.claims != nullptr) {
-    const std::uint32_t bit = 1U << (slot % 32);
-    if ((atomicOr(p.faults.claims + slot / 32, bit) & bit) != 0) count(p.faults.report, fault::duplicate_slot, token, slot);
-  }
-  return writable;
-}
 
 /// The data is read before the slot is known to be valid: the two loads then wait for memory together, and every token has
 /// rows to read, padding too.
@@ -48,7 +33,7 @@ __global__ void __launch_bounds__(cta_threads) append_kernel(const __grid_consta
     }
 #pragma unroll
     for (std::uint32_t i = 0; i < accesses_in_flight; ++i, p.walk.advance(first)) {
-      if (!accept(p, slots[i], first.row, first.unit == 0)) continue;
+      if (!p.check.accept(slots[i], first.row, first.unit == 0)) continue;
       const unit_place place = p.tokens.template locate<Width>(first.unit);
       store<Width>(p.tokens.slot_address(place.plane, static_cast<std::uint32_t>(slots[i])) + place.in_cache, data[i]);
     }
@@ -72,9 +57,7 @@ status append(const kernel_context& context, const layer_ref& cache, const sourc
       .tokens = plan.planes,
       .walk = {static_cast<std::uint32_t>(num_tokens), plan.units_per_token, num_ctas * cta_threads},
       .slots = slots,
-      .first_slot = cache.has_null_block ? cache.block_size : 0,
-      .num_slots = slot_t{cache.num_blocks} * cache.block_size,
-      .faults = faults};
+      .check = {cache, faults}};
   return with_width(plan.width,
                     [&](auto width) { return PAGEDKV_LAUNCH((append_kernel<width()>), num_ctas, stream, parameters); });
 }

@@ -7,7 +7,7 @@ namespace pagedkv::cuda {
 namespace {
 
 struct fill_parameters {
-  block_tiles<block_id, 4096> tiles;
+  block_tiles<block_run, block_id, 4096> tiles;
   uint4 pattern;  ///< The byte, sixteen times.
 };
 
@@ -29,13 +29,14 @@ __global__ void __launch_bounds__(cta_threads) fill_kernel(const __grid_constant
 status fill(const kernel_context& context, const cache_view& cache, std::span<const block_id> blocks, std::uint8_t pattern,
             cuda_stream stream) noexcept {
   for ([[maybe_unused]] const block_run& run : cache.runs()) PAGEDKV_REQUIRE_DEVICE_POINTER(run.base);
-  const int width = width_of(cache);
+  const int width = width_of(cache.runs(), cache.num_blocks());
   using tiles_type = decltype(fill_parameters::tiles);
-  return for_each_launch<tiles_type>(context, cache, blocks, width, [&](const tiles_type& tiles, std::uint32_t num_ctas) {
-    fill_parameters parameters{.tiles = tiles, .pattern = {}};
-    std::memset(&parameters.pattern, pattern, sizeof parameters.pattern);
-    return with_width(width, [&](auto w) { return PAGEDKV_LAUNCH((fill_kernel<w()>), num_ctas, stream, parameters); });
-  });
+  return for_each_launch<tiles_type>(
+      context, cache.runs(), blocks, width, whole_run, [&](const tiles_type& tiles, std::uint32_t num_ctas) {
+        fill_parameters parameters{.tiles = tiles, .pattern = {}};
+        std::memset(&parameters.pattern, pattern, sizeof parameters.pattern);
+        return with_width(width, [&](auto w) { return PAGEDKV_LAUNCH((fill_kernel<w()>), num_ctas, stream, parameters); });
+      });
 }
 
 }  // namespace pagedkv::cuda

@@ -1,6 +1,6 @@
 #include "cuda/grid_walk.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/report.cuh"
+#include "cuda/row_finder.cuh"
 #include "cuda/token_planes.cuh"
 #include "cuda_backend.hpp"
 
@@ -10,49 +10,8 @@ namespace {
 struct gather_parameters {
   token_planes tokens;
   grid_walk<std::uint32_t> walk;
-  gather_batch batch;
-  std::int32_t first_block;
-  std::int32_t num_blocks;
-  diagnostics* report;
+  row_finder rows;
 };
-
-/// The last sequence, from `sequence` on, whose output begins at or before `row`. A thread's rows ascend, so it looks
-/// first where it was.
-__device__ __forceinline__ std::int32_t find_sequence(const gather_batch& batch, std::int32_t row, std::int32_t sequence) {
-  std::int32_t end = batch.num_sequences;
-  if (sequence + 1 == end || row < batch.out_indptr[sequence + 1]) return sequence;
-  ++sequence;
-  while (end - sequence > 1) {
-    const std::int32_t middle = sequence + (end - sequence) / 2;
-    if (batch.out_indptr[middle] <= row) {
-      sequence = middle;
-    } else {
-      end = middle;
-    }
-  }
-  return sequence;
-}
-
-constexpr std::int32_t no_slot = -1;
-
-/// The slot that an output row is read from, or no_slot where it is zeros. One thread of each row also reports.
-__device__ __forceinline__ std::int32_t find_slot(const gather_parameters& p, std::int32_t sequence, std::int32_t row,
-                                                  bool reports) {
-  diagnostics* const report = reports ? p.report : nullptr;
-  const std::int64_t position = std::int64_t{p.batch.starts[sequence]} + row - p.batch.out_indptr[sequence];
-  if (position >= p.batch.lengths[sequence]) return no_slot;
-  if (position < 0) return count(report, fault::position_past_table, row, position), no_slot;
-  // Below a length, so below 2^31.
-  const std::uint32_t logical = p.tokens.block_size.divide(static_cast<std::uint32_t>(position));
-  if (logical >= static_cast<std::uint32_t>(p.batch.table_width)) {
-    return count(report, fault::position_past_table, row, position), no_slot;
-  }
-  const auto block = static_cast<std::int32_t>(p.batch.tables[std::int64_t{sequence} * p.batch.table_width + logical]);
-  if (block < p.first_block) return no_slot;
-  if (block >= p.num_blocks) return count(report, fault::block_out_of_pool, row, block), no_slot;
-  const auto block_size = static_cast<std::int32_t>(p.tokens.block_size.divisor);
-  return static_cast<std::int32_t>(position) + (block - static_cast<std::int32_t>(logical)) * block_size;
-}
 
 template <int Width>
 __global__ void __launch_bounds__(cta_threads) gather_kernel(const __grid_constant__ gather_parameters p) {
@@ -66,8 +25,7 @@ __global__ void __launch_bounds__(cta_threads) gather_kernel(const __grid_consta
       targets[i] = nullptr;
       if (at.row < p.walk.num_rows) {
         const auto row = static_cast<std::int32_t>(at.row);
-        sequence = find_sequence(p.batch, row, sequence);
-        const std::int32_t slot = find_slot(p, sequence, row, at.unit == 0);
+        const std::int32_t slot = p.rows.find_slot(p.tokens.block_size, row, sequence, at.unit == 0);
         const unit_place place = p.tokens.template locate<Width>(at.unit);
         data[i] = unit_t<Width>{};
         if (slot != no_slot) {
@@ -102,10 +60,7 @@ status gather(const kernel_context& context, const layer_ref& cache, const gathe
   const gather_parameters parameters{
       .tokens = plan.planes,
       .walk = {static_cast<std::uint32_t>(batch.num_rows), plan.units_per_token, num_ctas * cta_threads},
-      .batch = batch,
-      .first_block = cache.has_null_block ? 1 : 0,
-      .num_blocks = cache.num_blocks,
-      .report = faults.report};
+      .rows = {cache, batch, faults.report}};
   return with_width(plan.width,
                     [&](auto width) { return PAGEDKV_LAUNCH((gather_kernel<width()>), num_ctas, stream, parameters); });
 }

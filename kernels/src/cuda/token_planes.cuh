@@ -33,6 +33,8 @@ struct unit_place {
   const plane_pair& plane;
   std::int64_t in_cache;
   std::int64_t in_rows;
+  std::uint32_t head;  ///< Of the plane, where heads are not moved together.
+  bool is_value;
 };
 
 /// Both planes of a layer.
@@ -41,14 +43,16 @@ struct token_planes {
   std::uint32_t key_units = 0;
   fast_divider block_size;
 
-  template <int Width>
+  /// A unit has `Width` bytes in the cache, and as many outside it unless told otherwise.
+  template <int Width, int RowsWidth = Width>
   [[nodiscard]] __device__ __forceinline__ unit_place locate(std::uint32_t unit) const {
     const bool is_value = unit >= key_units;
     const plane_pair& plane = planes[is_value ? 1 : 0];
     if (is_value) unit -= key_units;
     const std::uint32_t head = plane.units_per_head.divide(unit);
-    const std::int64_t in_head = std::int64_t{unit - head * plane.units_per_head.divisor} * Width;
-    return {plane, head * plane.cache_head_stride + in_head, head * plane.rows_head_stride + in_head};
+    const std::int64_t in_head = unit - head * plane.units_per_head.divisor;
+    return {plane, head * plane.cache_head_stride + in_head * Width, head * plane.rows_head_stride + in_head * RowsWidth, head,
+            is_value};
   }
 
   /// The first byte of a slot in one plane.
@@ -72,6 +76,23 @@ struct planned_planes {
   std::uint32_t units_per_token = 0;
 };
 
+/// Describes plane 0 (keys) or 1, in units of `plan.width`; key first.
+inline void add_plane(planned_planes& plan, int index, const plane_ref& inner, const outer_rows& outer,
+                      const token_rows& rows) noexcept {
+  const auto units_per_head = static_cast<std::uint32_t>(rows.row_bytes / plan.width);
+  const auto units = units_per_head * static_cast<std::uint32_t>(rows.num_heads);
+  plan.planes.planes[index] = {.cache = inner.base,
+                               .block_stride = inner.block_stride,
+                               .slot_stride = inner.token_stride,
+                               .cache_head_stride = inner.head_stride,
+                               .rows = static_cast<std::byte*>(const_cast<void*>(outer.data)),
+                               .row_stride = outer.row_stride,
+                               .rows_head_stride = outer.head_stride,
+                               .units_per_head = fast_divider(units_per_head)};
+  if (index == 0) plan.planes.key_units = units;
+  plan.units_per_token += units;
+}
+
 inline planned_planes plan_planes(const layer_ref& cache, const outer_rows& key, const outer_rows& value,
                                   std::int64_t num_rows) noexcept {
   const plane_ref* const inner[2] = {&cache.key, &cache.value};
@@ -93,20 +114,7 @@ inline planned_planes plan_planes(const layer_ref& cache, const outer_rows& key,
   planned_planes plan;
   plan.width = common.width();
   plan.planes.block_size = fast_divider(static_cast<std::uint32_t>(cache.block_size));
-  for (int i = 0; i < 2; ++i) {
-    const auto units_per_head = static_cast<std::uint32_t>(rows[i].row_bytes / plan.width);
-    const auto units = units_per_head * static_cast<std::uint32_t>(rows[i].num_heads);
-    plan.planes.planes[i] = {.cache = inner[i]->base,
-                             .block_stride = inner[i]->block_stride,
-                             .slot_stride = inner[i]->token_stride,
-                             .cache_head_stride = inner[i]->head_stride,
-                             .rows = static_cast<std::byte*>(const_cast<void*>(outer[i]->data)),
-                             .row_stride = outer[i]->row_stride,
-                             .rows_head_stride = outer[i]->head_stride,
-                             .units_per_head = fast_divider(units_per_head)};
-    if (i == 0) plan.planes.key_units = units;
-    plan.units_per_token += units;
-  }
+  for (int i = 0; i < 2; ++i) add_plane(plan, i, *inner[i], *outer[i], rows[i]);
   return plan;
 }
 

@@ -1,45 +1,13 @@
-#include <algorithm>
 #include <cstring>
 
 #include <pagedkv/append.hpp>
 
 #include "cuda_backend.hpp"
-#include "host/id_set.hpp"
-#include "host/report.hpp"
+#include "host/slot_check.hpp"
 #include "layer_check.hpp"
 
 namespace pagedkv {
 namespace {
-
-struct slot_range {
-  slot_t begin, end;
-  [[nodiscard]] bool contains(slot_t slot) const noexcept { return slot >= begin && slot < end; }
-};
-
-/// Slots that may be written.
-slot_range writable(const layer_ref& cache) noexcept {
-  return {cache.has_null_block ? cache.block_size : 0, slot_t{cache.num_blocks} * cache.block_size};
-}
-
-/// Reports each token whose slot an earlier token has, without the heap: the tokens are taken 2,048 at a time, first
-/// against each other, then against all before them.
-void report_duplicates(slot_range range, const slot_t* slots, std::int64_t num_tokens, diagnostics& report) noexcept {
-  for (std::int64_t begin = 0; begin < num_tokens; begin += host::id_set::capacity) {
-    const std::int64_t end = std::min(begin + std::int64_t{host::id_set::capacity}, num_tokens);
-    host::id_set seen;
-    for (std::int64_t t = begin; t < end; ++t) {
-      if (!range.contains(slots[t])) continue;
-      if (!seen.insert(static_cast<std::int32_t>(slots[t]), t)) host::count(report, fault::duplicate_slot, t, slots[t]);
-    }
-    for (std::int64_t t = 0; t < begin; ++t) {
-      if (!range.contains(slots[t])) continue;
-      std::int64_t* const later = seen.find(static_cast<std::int32_t>(slots[t]));
-      if (later == nullptr || *later < 0) continue;
-      host::count(report, fault::duplicate_slot, *later, slots[t]);
-      *later = -1;  // Counted: one token is one fault, however many went before it.
-    }
-  }
-}
 
 /// One plane of the cache, and the rows that go there.
 struct plane_copy {
@@ -72,14 +40,8 @@ status append(const kernel_context& context, const layer_ref& cache, const sourc
     return cuda::append(context, cache, key, value, slots, static_cast<std::int32_t>(num_tokens), faults, stream);
   }
 
-  const slot_range range = writable(cache);
-  if (faults.report != nullptr) {
-    for (std::int64_t t = 0; t < num_tokens; ++t) {
-      if (slots[t] < 0 || range.contains(slots[t])) continue;
-      host::count(*faults.report, slots[t] < range.begin ? fault::slot_in_null_block : fault::slot_out_of_pool, t, slots[t]);
-    }
-    report_duplicates(range, slots, num_tokens, *faults.report);
-  }
+  const host::slot_range range(cache);
+  if (faults.report != nullptr) host::report_slots(range, slots, num_tokens, *faults.report);
   const plane_copy keys(cache.key, key);
   const plane_copy values(cache.value, value);
   for (std::int64_t t = 0; t < num_tokens; ++t) {
