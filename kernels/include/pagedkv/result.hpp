@@ -33,6 +33,7 @@ struct error {
   std::int64_t value = none;   ///< What was asked for or given.
   std::int64_t limit = none;   ///< What was available or allowed.
   std::int64_t index = none;   ///< Which entry of the call's input; none when it concerns the whole call.
+  std::int64_t held = none;    ///< For out_of_blocks: blocks that will be available once their epochs are retired.
   const char* call = nullptr;  ///< For cuda_failure: the failed call, as text.
   const char* file = nullptr;  ///< For cuda_failure: the source file of the call.
   int line = 0;                ///< For cuda_failure: its line.
