@@ -4,13 +4,6 @@
 #include <limits>
 
 namespace pagedkv {
-namespace {
-
-/// Blocks this far ahead are asked for while one is worked on; beyond the second-level cache that hides most of a miss.
-constexpr std::int32_t prefetch_distance = 12;
-
-}  // namespace
-
 block_pool::block_pool(std::int64_t num_blocks, bool has_null_block, bool deferred_release)
     : first_usable_(has_null_block ? 1 : 0), deferred_release_(deferred_release) {
   if (num_blocks <= first_usable_) {
@@ -47,52 +40,25 @@ void block_pool::unlink(std::int32_t block) noexcept {
   nodes_[nodes_[block].next].previous = nodes_[block].previous;
 }
 
-/// An unreferenced block that nothing holds goes where its content says.
-void block_pool::place(std::int32_t block) noexcept {
-  node& placed = nodes_[block];
-  if (placed.findable) {
-    placed.state = state_of::cached;
-    link_last(cached_list(placed.priority), block);
-    ++num_cached_;
-  } else {
-    placed.state = state_of::free;
-    free_[num_free_++] = block_id{block};
-  }
+error block_pool::refuse_take(std::int64_t wanted) const noexcept {
+  return {.code = errc::out_of_blocks,
+          .what = "too few free blocks: release or preempt a sequence, then repeat the call",
+          .value = wanted,
+          .limit = available_blocks(),
+          .held = num_held_};
 }
 
-result<std::int32_t> block_pool::take(std::span<block_id> blocks) noexcept {
-  const auto wanted = static_cast<std::int64_t>(blocks.size());
-  if (wanted > available_blocks()) {
-    return error{.code = errc::out_of_blocks,
-                 .what = "too few free blocks: release or preempt a sequence, then repeat the call",
-                 .value = wanted,
-                 .limit = available_blocks(),
-                 .held = num_held_};
-  }
-  const auto count = static_cast<std::int32_t>(wanted);
-  const std::int32_t from_free = std::min(count, num_free_);
-  for (std::int32_t i = 0; i < from_free; ++i) {
-    if (num_free_ > prefetch_distance) __builtin_prefetch(&nodes_[to_int(free_[num_free_ - 1 - prefetch_distance])], 1);
-    blocks[i] = free_[--num_free_];
-    node& taken = nodes_[to_int(blocks[i])];
-    taken.references = 1;
-    taken.state = state_of::referenced;
-    taken.priority = eviction_priority::low;
-  }
+/// Lowest priority first, least recently released first.
+void block_pool::evict_into(std::span<block_id> blocks) noexcept {
   std::int32_t list = cached_list(eviction_priority::low);
-  for (std::int32_t i = from_free; i < count; ++i) {
+  for (block_id& block : blocks) {
     while (nodes_[list].next == list) ++list;
     const std::int32_t victim = nodes_[list].next;
     unlink(victim);
-    node& taken = nodes_[victim];
-    taken.references = 1;
-    taken.state = state_of::referenced;
-    taken.priority = eviction_priority::low;
-    taken.findable = false;
-    blocks[i] = block_id{victim};
+    own(nodes_[victim]);
+    block = block_id{victim};
   }
-  num_cached_ -= count - from_free;
-  return count - from_free;
+  num_cached_ -= static_cast<std::int32_t>(blocks.size());
 }
 
 status block_pool::share(block_id block) noexcept {
@@ -110,39 +76,20 @@ status block_pool::share(block_id block) noexcept {
   return {};
 }
 
-status block_pool::release(std::span<const block_id> blocks, eviction_priority priority) noexcept {
-  for (std::size_t i = 0; i < blocks.size(); ++i) {
-    if (i + prefetch_distance < blocks.size() && is_usable(blocks[i + prefetch_distance])) {
-      __builtin_prefetch(&nodes_[to_int(blocks[i + prefetch_distance])], 1);
-    }
-    if (references(blocks[i]) == 0) {
-      for (std::size_t done = 0; done < i; ++done) ++nodes_[to_int(blocks[done])].references;
-      return error{.code = errc::invalid_block,
-                   .what = "the block is not referenced: it was released before, or is not one of this pool's",
-                   .value = to_int(blocks[i]),
-                   .index = static_cast<std::int64_t>(i)};
-    }
-    --nodes_[to_int(blocks[i])].references;
-  }
-  // From the tail, so that it is evicted before the head; what becomes free is turned round, so that the tail is on top there
-  // too.
-  const std::int32_t first_freed = num_free_;
-  for (std::size_t i = blocks.size(); i-- > 0;) {
-    const std::int32_t block = to_int(blocks[i]);
-    node& released = nodes_[block];
-    released.priority = std::max(released.priority, priority);
-    if (released.references != 0 || released.state != state_of::referenced) continue;  // shared, or twice in this call
-    if (deferred_release_) {
-      released.state = state_of::held;
-      released.released_in = epoch_;
-      link_last(held_list(), block);
-      ++num_held_;
-    } else {
-      place(block);
-    }
-  }
-  std::reverse(free_.begin() + first_freed, free_.begin() + num_free_);
-  return {};
+/// Puts back what the call has dropped before it came to entry `index`.
+error block_pool::refuse_release(std::span<const block_id> blocks, std::size_t index) noexcept {
+  for (const block_id done : blocks.first(index)) ++nodes_[to_int(done)].references;
+  return {.code = errc::invalid_block,
+          .what = "the block is not referenced: it was released before, or is not one of this pool's",
+          .value = to_int(blocks[index]),
+          .index = static_cast<std::int64_t>(index)};
+}
+
+void block_pool::hold(std::int32_t block) noexcept {
+  nodes_[block].state = state_of::held;
+  nodes_[block].released_in = epoch_;
+  link_last(held_list(), block);
+  ++num_held_;
 }
 
 void block_pool::unshare(block_id block) noexcept { --nodes_[to_int(block)].references; }

@@ -4,6 +4,7 @@
 #include <cassert>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 namespace pagedkv {
 namespace {
@@ -252,17 +253,19 @@ void kv_cache::release_blocks(std::span<const block_id> blocks, eviction_priorit
 // ---- one step
 
 result<block_need> kv_cache::plan_step(std::span<const step_entry> entries) noexcept {
+  // Locals where the compiler must think that a store changes a member: a decode step is these loops.
   planned_.clear();
-  ++num_steps_;
+  const std::uint64_t this_step = ++num_steps_;
+  const std::span<sequence_state> sequences = sequences_;
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const auto [handle, num_tokens] = entries[i];
     const auto index = static_cast<std::int64_t>(i);
-    if (!is_live(handle)) return stale(index);
-    sequence_state& sequence = sequences_[handle.index];
-    if (sequence.last_step == num_steps_) {
+    if (handle.index >= sequences.size() || !names(handle, sequences[handle.index])) return stale(index);
+    sequence_state& sequence = sequences[handle.index];
+    if (sequence.last_step == this_step) {
       return invalid("a step names each sequence at most once: add up its tokens", handle.index, error::none, index);
     }
-    sequence.last_step = num_steps_;
+    sequence.last_step = this_step;
     if (num_tokens < 1) return invalid("a sequence of a step grows by at least 1 token: leave it out", num_tokens, 1, index);
     if (num_tokens > config_.max_tokens_per_sequence - sequence.length) {
       return invalid("the sequence would exceed max_tokens_per_sequence: finish it", std::int64_t{sequence.length} + num_tokens,
@@ -327,13 +330,16 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
   }
 
   std::int32_t num_tokens = 0;
+  std::int32_t* const query_starts = query_starts_.data();
+  std::int32_t* const lengths = lengths_.data();
+  sequence_state* const sequences = sequences_.data();
   for (std::size_t i = 0; i < entries.size(); ++i) {
-    sequence_state& sequence = sequences_[entries[i].sequence.index];
-    query_starts_[i] = num_tokens;
-    lengths_[i] = sequence.length += entries[i].num_tokens;
-    num_tokens += entries[i].num_tokens;
+    const auto [handle, added] = entries[i];
+    query_starts[i] = num_tokens;
+    lengths[i] = sequences[handle.index].length += added;
+    num_tokens += added;
   }
-  query_starts_[entries.size()] = num_tokens;
+  query_starts[entries.size()] = num_tokens;
   counts_.live_tokens += num_tokens;
 
   slot_t* slots = slots_.data();
@@ -343,17 +349,19 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
     for (const auto& [handle, added] : entries) {
       row_state& row = rows[handle.index];
       const auto row_index = static_cast<std::int32_t>(handle.index);
-      if (!row.tail_is_private) make_tail_private(in, row_index);
+      if (!row.tail_is_private) [[unlikely]]
+        make_tail_private(in, row_index);
       if (added > row.tail_room) extend(static_cast<std::int32_t>(g), row_index, added - row.tail_room);
-      if (added == 1) {
-        *slots = row.next_slot;
+      if (added == 1) [[likely]] {
+        *slots++ = row.next_slot++;
+        --row.tail_room;
       } else {
         const std::int32_t first = row.num_blocks * in.config.block_size - row.tail_room;
         in.table.write_slots(row_index, first, added, slots);
+        slots += added;
+        row.tail_room -= added;
+        row.next_slot = slots[-1] + 1;
       }
-      slots += added;
-      row.tail_room -= added;
-      row.next_slot = slots[-1] + 1;
     }
   }
   num_old_changes_ = num_changes_;
@@ -407,41 +415,48 @@ status kv_cache::commit(sequence_handle handle, const sequence_tokens& content) 
   if (!is_live(handle)) return stale();
   sequence_state& sequence = sequences_[handle.index];
   const auto row = static_cast<std::int32_t>(handle.index);
-  const auto computed = static_cast<std::int64_t>(content.tokens.size());
-  if (computed < sequence.computed)
-    return invalid("fewer tokens than were committed: truncate the sequence first", computed, sequence.computed);
-  if (computed > sequence.length)
-    return invalid("more tokens than the sequence holds: step it first", computed, sequence.length);
-  if (status sound = check_content(content); !sound) return sound;
+  const auto given = static_cast<std::int64_t>(content.tokens.size());
+  if (given < sequence.computed)
+    return invalid("fewer tokens than were committed: truncate the sequence first", given, sequence.computed);
+  if (given > sequence.length) return invalid("more tokens than the sequence holds: step it first", given, sequence.length);
+  if (!content.extra_keys.empty()) {
+    if (status sound = check_content(content); !sound) return sound;
+  }
   if (sequence.has_name_space && sequence.name_space != content.name_space) {
     return invalid("the sequence has another namespace", static_cast<std::int64_t>(content.name_space),
                    static_cast<std::int64_t>(sequence.name_space));
   }
-  if (sequence.publishes) {
+  const auto computed = static_cast<std::int32_t>(given);
+  if (index_) {
+    const bool grows = computed > sequence.computed;
     for (const group& in : groups_) {
-      const row_state& state = in.rows[row];
-      if (state.num_published == 0) continue;
-      const std::int32_t last = state.num_published - 1;
-      const block_id block = in.table.row(row)[last];
-      if (!pool_.is_usable(block) || !index_->has_content(block)) continue;
-      const std::int32_t size = in.config.block_size;
-      if (!std::equal(index_->tokens(block), index_->tokens(block) + size,
-                      content.tokens.begin() + std::int64_t{last} * size)) {
-        return invalid("the tokens contradict the last block committed: truncate the sequence first", std::int64_t{last} * size,
-                       error::none);
+      if (in.table.logical_block(computed) == in.rows[row].num_published && grows) continue;
+      if (!agrees(in, row, content)) {
+        return invalid("the tokens contradict the last block committed: truncate the sequence first",
+                       std::int64_t{in.rows[row].num_published - 1} * in.config.block_size, error::none);
       }
     }
   }
-  if (!sequence.has_name_space && computed > 0) {
+  if (computed > 0) {
     sequence.has_name_space = true;
     sequence.name_space = content.name_space;
   }
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     if (sequence.publishes) publish(static_cast<std::int32_t>(g), row, content);
-    leave_window(static_cast<std::int32_t>(g), row, static_cast<std::int32_t>(computed));
+    if (groups_[g].config.window > 0) leave_window(static_cast<std::int32_t>(g), row, computed);
   }
-  sequence.computed = static_cast<std::int32_t>(computed);
+  sequence.computed = computed;
   return {};
+}
+
+/// Whether the tokens are those of the last block that was committed, where that is still known.
+bool kv_cache::agrees(const group& in, std::int32_t row, const sequence_tokens& content) const noexcept {
+  const std::int32_t last = in.rows[row].num_published - 1;
+  if (last < 0) return true;
+  const block_id block = in.table.row(row)[last];
+  if (!pool_.is_usable(block) || !index_->has_content(block)) return true;
+  const std::int32_t* const known = index_->tokens(block);
+  return std::equal(known, known + in.config.block_size, content.tokens.begin() + std::int64_t{last} * in.config.block_size);
 }
 
 status kv_cache::commit(sequence_handle handle, std::int32_t num_tokens) noexcept {
@@ -453,7 +468,8 @@ status kv_cache::commit(sequence_handle handle, std::int32_t num_tokens) noexcep
     return invalid("more tokens than the sequence holds: step it first", num_tokens, sequence.length);
   sequence.publishes = sequence.publishes && num_tokens == sequence.computed;
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    leave_window(static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), num_tokens);
+    if (groups_[g].config.window > 0)
+      leave_window(static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), num_tokens);
   }
   sequence.computed = num_tokens;
   return {};
@@ -531,7 +547,8 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
   }
   for (const group& in : groups_) {
     const std::int32_t gone = in.rows[handle.index].first_live;
-    if (gone > std::max(first_live(in, num_tokens), in.sink_blocks)) {
+    const std::int32_t first_needed = std::max(first_live(in, num_tokens), in.sink_blocks);
+    if (gone > first_needed && in.table.blocks_for(num_tokens) > first_needed) {
       return invalid("blocks that this many tokens' window needs have left it: keep more tokens", num_tokens,
                      std::int64_t{gone} * in.config.block_size + in.config.window - 1);
     }
@@ -698,30 +715,40 @@ void kv_cache::withdraw_all(const std::uint64_t* name_space) noexcept {
 
 // ---- what fits
 
-std::int64_t kv_cache::new_blocks(const group& in, std::int32_t held_blocks, std::int32_t null_blocks, std::int64_t num_tokens,
+std::int64_t kv_cache::new_blocks(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
                                   std::int32_t in_flight) const noexcept {
   const std::int64_t size = in.config.block_size;
-  std::int64_t most = (num_tokens + size - 1) / size - null_blocks;
+  std::int64_t need = (num_tokens + size - 1) / size - entries;
   if (in.config.window > 0) {
+    // What left the window serves again, where nobody else has it.
     const std::int64_t visible = std::int64_t{in.config.window} - 1 + in_flight;
-    most = std::min(most, (visible + size - 1) / size + 1 + in.sink_blocks);
+    need = std::min(need, (visible + size - 1) / size + 1 + in.sink_blocks - own);
   }
-  return std::max<std::int64_t>(0, most - held_blocks);
+  return std::max<std::int64_t>(0, need);
 }
 
 block_need kv_cache::need_of(const sequence_tokens& content, std::int32_t num_cached_tokens,
                              std::int32_t in_flight) const noexcept {
   block_need need;
   for (const group& in : groups_) {
-    std::int32_t hits = 0;
-    for_each_hit(in, num_cached_tokens, [&](std::int32_t, block_id block) {
-      ++hits;
-      need.revived_blocks += pool_.is_cached(block);
+    std::int32_t own = 0;
+    for_each_hit(in, num_cached_tokens, [&](std::int32_t logical_block, block_id block) {
+      // What somebody references already, or an earlier request of this look will, costs nothing and does not come back.
+      const bool is_first = pool_.references(block) == 0 && std::exchange(seen_[to_int(block)], look_) != look_;
+      need.revived_blocks += is_first && pool_.is_cached(block);
+      own += is_first || logical_block < in.sink_blocks;
     });
-    const std::int32_t null_blocks = in.table.logical_block(num_cached_tokens) - hits;
-    need.new_blocks += new_blocks(in, hits, null_blocks, static_cast<std::int64_t>(content.tokens.size()), in_flight);
+    need.new_blocks += new_blocks(in, static_cast<std::int64_t>(content.tokens.size()),
+                                  in.table.logical_block(num_cached_tokens), own, in_flight);
   }
   return need;
+}
+
+void kv_cache::begin_look() const noexcept {
+  if (++look_ == 0) {
+    std::fill(seen_.begin(), seen_.end(), 0);
+    look_ = 1;
+  }
 }
 
 result<kv_cache::add_prediction> kv_cache::predict_add(const sequence_tokens& content) const noexcept {
@@ -731,6 +758,7 @@ result<kv_cache::add_prediction> kv_cache::predict_add(const sequence_tokens& co
     return error{
         .code = errc::out_of_sequences, .what = "all max_sequences sequences are in use", .limit = config_.max_sequences};
   }
+  begin_look();
   const std::int32_t hit = look_up(content);
   return add_prediction{hit, {.new_blocks = 0, .revived_blocks = need_of(content, hit, whole_prompt).revived_blocks}};
 }
@@ -744,11 +772,15 @@ result<block_need> kv_cache::blocks_to_completion(sequence_handle handle, std::i
   block_need need;
   for (const group& in : groups_) {
     const row_state& row = in.rows[handle.index];
-    const std::int32_t null_blocks = std::max(0, row.first_live - in.sink_blocks);
-    need.new_blocks += new_blocks(in, row.num_blocks - null_blocks, null_blocks, num_tokens, in_flight);
-    if (num_tokens > length && row.tail_room > 0 && !row.tail_is_private) {
-      need.new_blocks += pool_.references(in.table.row(static_cast<std::int32_t>(handle.index))[row.num_blocks - 1]) > 1;
+    const auto blocks = in.table.row(static_cast<std::int32_t>(handle.index)).first(row.num_blocks);
+    std::int32_t own = 0;
+    if (in.config.window > 0) {
+      own = std::min({in.sink_blocks, row.first_live, row.num_blocks});
+      for (std::int32_t k = row.first_live; k < row.num_blocks; ++k)
+        own += k < in.sink_blocks || pool_.references(blocks[k]) == 1;
     }
+    const bool copies = num_tokens > length && row.tail_room > 0 && !row.tail_is_private && pool_.references(blocks.back()) > 1;
+    need.new_blocks += new_blocks(in, num_tokens, row.num_blocks - copies, own, in_flight);
   }
   return need;
 }
@@ -760,7 +792,7 @@ bool kv_cache::can_fit_now(const sequence_tokens& content, std::int32_t in_fligh
 bool kv_cache::can_fit_now(std::int32_t num_tokens, std::int32_t in_flight) const noexcept {
   if (free_sequences_.empty() || !can_ever_fit(num_tokens, in_flight)) return false;
   std::int64_t needed = 0;
-  for (const group& in : groups_) needed += new_blocks(in, 0, 0, num_tokens, in_flight);
+  for (const group& in : groups_) needed += new_blocks(in, num_tokens, 0, 0, in_flight);
   const bool idle = free_sequences_.size() == sequences_.size();
   return pool_.available_blocks() - needed >= (idle ? 0 : config_.watermark_blocks);
 }
@@ -769,24 +801,11 @@ std::int32_t kv_cache::how_many_fit(std::span<const sequence_tokens> requests, s
   std::int64_t available = pool_.available_blocks();
   std::size_t rows = free_sequences_.size();
   bool idle = rows == sequences_.size();
-  if (++mark_ == 0) {
-    std::fill(seen_.begin(), seen_.end(), 0);
-    mark_ = 1;
-  }
+  begin_look();
   std::int32_t fitting = 0;
   for (const sequence_tokens& content : requests) {
     if (rows-- == 0 || in_flight < 1 || content.tokens.empty() || !check_content(content)) break;
-    const std::int32_t hit = look_up(content);
-    available -= need_of(content, hit, in_flight).total();
-    for (const group& in : groups_) {
-      for_each_hit(in, hit, [&](std::int32_t, block_id block) {
-        // What an earlier request revives costs a later one nothing.
-        if (!pool_.is_cached(block)) return;
-        std::uint32_t& seen = seen_[to_int(block)];
-        available += seen == mark_;
-        seen = mark_;
-      });
-    }
+    available -= need_of(content, look_up(content), in_flight).total();
     if (available < (idle ? 0 : config_.watermark_blocks)) break;
     idle = false;
     ++fitting;
@@ -797,7 +816,7 @@ std::int32_t kv_cache::how_many_fit(std::span<const sequence_tokens> requests, s
 bool kv_cache::can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight) const noexcept {
   if (num_tokens < 1 || num_tokens > config_.max_tokens_per_sequence || in_flight < 1) return false;
   std::int64_t needed = 0;
-  for (const group& in : groups_) needed += new_blocks(in, 0, 0, num_tokens, in_flight);
+  for (const group& in : groups_) needed += new_blocks(in, num_tokens, 0, 0, in_flight);
   return needed <= pool_.usable_blocks();
 }
 

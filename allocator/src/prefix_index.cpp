@@ -1,5 +1,8 @@
 #include <pagedkv/prefix_index.hpp>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstddef>
@@ -21,6 +24,15 @@ std::uint64_t random_seed() {
 
 constexpr block_id not_found{-1};
 
+/// Look-ups are random, so a large index spends much of its time on translating addresses; huge pages take that away. A wish:
+/// where the system does not grant it nothing changes.
+void prefer_huge_pages(void* memory, std::int64_t num_bytes) noexcept {
+  const std::uintptr_t page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + page - 1) / page * page;
+  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(memory) + static_cast<std::uintptr_t>(num_bytes)) / page * page;
+  if (last > first) (void)::madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
 }  // namespace
 
 prefix_index::prefix_index(std::int32_t num_blocks, std::int32_t block_size, std::int32_t keys_per_block,
@@ -33,6 +45,8 @@ prefix_index::prefix_index(std::int32_t num_blocks, std::int32_t block_size, std
       secret_(XXH3_SECRET_DEFAULT_SIZE),
       message_(sizeof(block_identity) + 4 * static_cast<std::size_t>(block_size) +
                8 * static_cast<std::size_t>(keys_per_block)) {
+  prefer_huge_pages(records_.data(), num_blocks * stride_);
+  prefer_huge_pages(table_.data(), (static_cast<std::int64_t>(mask_) + 1) * static_cast<std::int64_t>(sizeof(entry)));
   XXH3_generateSecret_fromSeed(secret_.data(), seed ? *seed : random_seed());
 }
 

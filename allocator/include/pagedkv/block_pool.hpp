@@ -2,6 +2,7 @@
 /// Hands out block ids and takes them back. Bookkeeping only: no memory, no CUDA.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -104,8 +105,19 @@ class block_pool {
     return num_blocks_ + static_cast<std::int32_t>(priority);
   }
   [[nodiscard]] std::int32_t held_list() const noexcept { return num_blocks_ + num_priorities; }
+  static void own(node& taken) noexcept {
+    taken.references = 1;
+    taken.state = state_of::referenced;
+    taken.priority = eviction_priority::low;
+    taken.findable = false;
+  }
+  void evict_into(std::span<block_id> blocks) noexcept;
+  [[nodiscard]] error refuse_release(std::span<const block_id> blocks, std::size_t index) noexcept;
+  [[nodiscard]] error refuse_take(std::int64_t wanted) const noexcept;
   void link_last(std::int32_t list, std::int32_t block) noexcept;
   void unlink(std::int32_t block) noexcept;
+  void hold(std::int32_t block) noexcept;
+  /// An unreferenced block that nothing holds goes where its content says.
   void place(std::int32_t block) noexcept;
 
   std::int32_t num_blocks_;
@@ -118,5 +130,67 @@ class block_pool {
   std::vector<node> nodes_;     // [num_blocks], then the sentinels: one list per priority, and what is held
   std::vector<block_id> free_;  // [num_free_] of [usable_blocks], the top last
 };
+
+// take() and release() are inline for the sake of single blocks, where a call would cost more than the work.
+
+namespace detail {
+/// Blocks this far ahead are asked for while one is worked on; beyond the second-level cache that hides most of a miss.
+inline constexpr std::int32_t prefetch_distance = 12;
+}  // namespace detail
+
+inline result<std::int32_t> block_pool::take(std::span<block_id> blocks) noexcept {
+  const auto wanted = static_cast<std::int64_t>(blocks.size());
+  if (wanted > available_blocks()) [[unlikely]]
+    return refuse_take(wanted);
+  const auto count = static_cast<std::int32_t>(wanted);
+  const std::int32_t from_free = std::min(count, num_free_);
+  for (std::int32_t i = 0; i < from_free; ++i) {
+    if (num_free_ > detail::prefetch_distance)
+      __builtin_prefetch(&nodes_[to_int(free_[num_free_ - 1 - detail::prefetch_distance])], 1);
+    blocks[i] = free_[--num_free_];
+    own(nodes_[to_int(blocks[i])]);
+  }
+  if (from_free < count) evict_into(blocks.subspan(from_free));
+  return count - from_free;
+}
+
+inline status block_pool::release(std::span<const block_id> blocks, eviction_priority priority) noexcept {
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    if (i + detail::prefetch_distance < blocks.size() && is_usable(blocks[i + detail::prefetch_distance])) {
+      __builtin_prefetch(&nodes_[to_int(blocks[i + detail::prefetch_distance])], 1);
+    }
+    if (references(blocks[i]) == 0) [[unlikely]]
+      return refuse_release(blocks, i);
+    --nodes_[to_int(blocks[i])].references;
+  }
+  // From the tail, so that it is evicted before the head; what becomes free is turned round, so that the tail is on top there
+  // too.
+  const std::int32_t first_freed = num_free_;
+  for (std::size_t i = blocks.size(); i-- > 0;) {
+    const std::int32_t block = to_int(blocks[i]);
+    node& released = nodes_[block];
+    released.priority = std::max(released.priority, priority);
+    if (released.references != 0 || released.state != state_of::referenced) continue;  // shared, or twice in this call
+    if (deferred_release_) {
+      hold(block);
+    } else {
+      place(block);
+    }
+  }
+  if (num_free_ - first_freed > 1) std::reverse(free_.begin() + first_freed, free_.begin() + num_free_);
+  return {};
+}
+
+inline void block_pool::place(std::int32_t block) noexcept {
+  node& placed = nodes_[block];
+  if (placed.findable) {
+    placed.state = state_of::cached;
+    link_last(cached_list(placed.priority), block);
+    ++num_cached_;
+  } else {
+    placed.state = state_of::free;
+    free_[num_free_++] = block_id{block};
+  }
+}
 
 }  // namespace pagedkv

@@ -90,7 +90,7 @@ struct step_plan {
   std::span<const slot_t> slots;               ///< [groups, sum of num_tokens]: where each token's K and V go.
   std::span<const block_copy> copies;          ///< To run, by copy_blocks, before anything of this step writes.
   /// This step's, behind those that commits made since the last step (merged duplicates, blocks that left a window). Rows of
-  /// sequences that were added or forked since are read from table().
+  /// sequences that were added or forked since are read from table(); changes of sequences that ended are left out.
   std::span<const table_change> table_changes;
 
   /// One group's part of `slots`: [sum of num_tokens].
@@ -177,7 +177,8 @@ class kv_cache {
   /// they fill (with prefix_sharing), then releases what left a window.
   /// @return stale_sequence; invalid_argument: fewer tokens than were committed, more than the sequence holds, another
   /// namespace,
-  ///         extra_keys of the wrong length, or tokens that contradict the last block committed. Nothing changed then.
+  ///         extra_keys of the wrong length, or tokens that contradict the last block committed (looked at when the call fills
+  ///         another block, or adds no token: nothing is published behind tokens that differ). Nothing changed then.
   /// Cost: O(blocks newly filled); after a truncate() into committed blocks once O(tokens), to hash them again.
   status commit(sequence_handle sequence, const sequence_tokens& content) noexcept;
 
@@ -191,7 +192,7 @@ class kv_cache {
   status truncate(sequence_handle sequence, std::int32_t num_tokens) noexcept;
 
   /// Ends a sequence and releases its blocks; published ones stay cached until they are evicted, lower priorities first.
-  /// stale_sequence: nothing changed. Cost: O(its blocks).
+  /// stale_sequence: nothing changed. Cost: O(its blocks, and table changes since the last step).
   status release(sequence_handle sequence, eviction_priority priority = eviction_priority::normal) noexcept;
 
   /// With deferred_release: what is released from now on is held until retire() of the epoch returned. O(1).
@@ -296,9 +297,11 @@ class kv_cache {
     std::int32_t row;
     block_id source;
   };
+  [[nodiscard]] static bool names(sequence_handle handle, const sequence_state& sequence) noexcept {
+    return sequence.generation == handle.generation && (handle.generation & 1U) != 0;
+  }
   [[nodiscard]] bool is_live(sequence_handle sequence) const noexcept {
-    return sequence.index < sequences_.size() && (sequence.generation & 1U) != 0 &&
-           sequences_[sequence.index].generation == sequence.generation;
+    return sequence.index < sequences_.size() && names(sequence, sequences_[sequence.index]);
   }
   [[nodiscard]] status check_content(const sequence_tokens& content) const noexcept;
   [[nodiscard]] std::int32_t first_live(const group& in, std::int32_t computed) const noexcept;
@@ -309,10 +312,12 @@ class kv_cache {
   /// Calls use(logical block, block) for each found block that a hit of `num_tokens` references.
   template <class Use>
   void for_each_hit(const group& in, std::int32_t num_tokens, Use use) const noexcept;
-  /// New blocks that a sequence needs to grow to `num_tokens`, with `held_blocks` in a group and `null_blocks` that left its
-  /// window.
-  [[nodiscard]] std::int64_t new_blocks(const group& in, std::int32_t held_blocks, std::int32_t null_blocks,
-                                        std::int64_t num_tokens, std::int32_t in_flight) const noexcept;
+  /// New blocks that a sequence needs to grow to `num_tokens`: it has `entries` in a group's row, and `own` of them it alone
+  /// references or keeps for ever.
+  [[nodiscard]] std::int64_t new_blocks(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
+                                        std::int32_t in_flight) const noexcept;
+  /// Starts counting anew what requests that are looked at together take.
+  void begin_look() const noexcept;
   [[nodiscard]] block_need need_of(const sequence_tokens& content, std::int32_t num_cached_tokens,
                                    std::int32_t in_flight) const noexcept;
 
@@ -321,6 +326,7 @@ class kv_cache {
   void take(std::span<block_id> blocks) noexcept;
   void make_tail_private(group& in, std::int32_t row) noexcept;
   void extend(std::int32_t group_index, std::int32_t row, std::int32_t num_tokens) noexcept;
+  [[nodiscard]] bool agrees(const group& in, std::int32_t row, const sequence_tokens& content) const noexcept;
   void publish(std::int32_t group_index, std::int32_t row, const sequence_tokens& content) noexcept;
   void leave_window(std::int32_t group_index, std::int32_t row, std::int32_t computed) noexcept;
   void release_row(group& in, std::int32_t row, std::int32_t first, eviction_priority priority) noexcept;
@@ -349,8 +355,8 @@ class kv_cache {
   std::vector<planned_copy> planned_;  // [max_sequences * groups] at most
   std::vector<block_copy> copies_;
   std::vector<block_id> released_;           // [widest row]: scratch for blocks around a hole
-  mutable std::vector<std::uint32_t> seen_;  // [num_blocks]: how_many_fit's marks
-  mutable std::uint32_t mark_ = 0;
+  mutable std::vector<std::uint32_t> seen_;  // [num_blocks]: the look that met a block last
+  mutable std::uint32_t look_ = 0;
 };
 
 }  // namespace pagedkv

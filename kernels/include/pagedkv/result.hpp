@@ -89,10 +89,11 @@ class [[nodiscard]] result {
   std::variant<T, pagedkv::error> state_;
 };
 
+/// Success leaves the error's bytes untouched, so that it costs nothing to return.
 template <>
 class [[nodiscard]] result<void> {
  public:
-  result() noexcept = default;
+  result() noexcept : none_(), ok_(true) {}
   // NOLINTNEXTLINE(google-explicit-constructor)
   result(const pagedkv::error& cause) noexcept : error_(cause), ok_(false) {}
 
@@ -106,8 +107,12 @@ class [[nodiscard]] result<void> {
   [[nodiscard]] const pagedkv::error& error() const noexcept { return assert(!ok_), error_; }
 
  private:
-  pagedkv::error error_;
-  bool ok_ = true;
+  struct nothing {};
+  union {
+    nothing none_;
+    pagedkv::error error_;
+  };
+  bool ok_;
 };
 
 /// The answer of a call that yields nothing but success or an error.
