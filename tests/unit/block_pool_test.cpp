@@ -17,7 +17,7 @@ std::vector<int> take(block_pool& pool, std::size_t count) {
   return ids;
 }
 
-status release(block_pool& pool, std::vector<int> ids) {
+status release(block_pool& pool, const std::vector<int>& ids) {
   std::vector<block_id> blocks;
   for (const int id : ids) blocks.push_back(block_id{id});
   return pool.release(blocks);

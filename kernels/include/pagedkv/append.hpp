@@ -28,7 +28,9 @@ struct source_rows {
 ///                skipped and counted. Two tokens with one slot are a caller's error: which one stays is undefined.
 /// @param faults  optional, same address space.
 /// @param stream  where CUDA memory is worked on; not synchronised; capturable. Ignored for host memory.
-/// @return invalid_argument: negative num_tokens, or a null pointer with tokens to append; nothing written.
+/// @return invalid_argument: num_tokens negative or above 2^31 - 1; a null pointer with tokens to append; claims without a
+///         report; a layer that cannot be one (no blocks, heads or bytes; 2^31 slots or more; 2^30 bytes or more for a
+///         token's row of heads). Nothing written.
 ///         cuda_failure: the launch failed. cuda_unavailable: CUDA memory, built without CUDA.
 /// Cost: each row read once and written once; 16-byte accesses where bases, strides and lengths allow it for every row.
 /// Thread-safe. No allocation on the device.

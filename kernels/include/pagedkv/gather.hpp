@@ -35,7 +35,8 @@ struct gather_batch {
 /// @param key, value  [num_rows, heads, row bytes], address space of `cache`.
 /// @param faults      optional, same address space.
 /// @param stream      as for append.
-/// @return invalid_argument: negative counts, or a null pointer where there are rows to write; nothing written.
+/// @return invalid_argument: negative counts; no sequence, or a null pointer, where there are rows to write; a layer that
+///         cannot be one, as for append. Nothing written.
 ///         cuda_failure, cuda_unavailable: as for append.
 /// Cost: each row read once and written once, and log2(num_sequences) steps to find its sequence.
 status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,

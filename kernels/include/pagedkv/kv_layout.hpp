@@ -49,7 +49,8 @@ class kv_layout {
  public:
   static constexpr std::int64_t region_alignment = 256;
 
-  /// Throws `failure` (invalid_argument) naming the first count below 1, or when a block does not fit 2^46 bytes.
+  /// Throws `failure` (invalid_argument) naming the first count below 1, or when one row does not fit 2^31 - 1 bytes or
+  /// one block 2^46.
   explicit kv_layout(const kv_shape& shape);
 
   [[nodiscard]] const kv_shape& shape() const noexcept { return shape_; }
@@ -57,7 +58,9 @@ class kv_layout {
   /// Bytes of one token's key (= of its value) in one head.
   [[nodiscard]] std::int64_t row_bytes() const noexcept { return shape_.head_dim * bytes_of(shape_.type); }
   /// Bytes of one token in all layers, keys and values.
-  [[nodiscard]] std::int64_t token_bytes() const noexcept { return std::int64_t{2} * shape_.num_layers * shape_.num_kv_heads * row_bytes(); }
+  [[nodiscard]] std::int64_t token_bytes() const noexcept {
+    return std::int64_t{2} * shape_.num_layers * shape_.num_kv_heads * row_bytes();
+  }
   /// Bytes of one block in all layers, keys and values.
   [[nodiscard]] std::int64_t block_bytes() const noexcept { return shape_.block_size * token_bytes(); }
 

@@ -35,24 +35,22 @@ template <int Width>
 __global__ void __launch_bounds__(cta_threads) append_kernel(const __grid_constant__ append_parameters p) {
   auto at = p.walk.start(blockIdx.x * cta_threads + threadIdx.x);
   while (at.row < p.walk.num_rows) {
-    unit_t<Width> data[accesses_in_flight];
-    std::byte* targets[accesses_in_flight];
+    auto first = at;
+    slot_t slots[accesses_in_flight];
+    unit_t<Width> data[accesses_in_flight] = {};
 #pragma unroll
-    for (std::uint32_t i = 0; i < accesses_in_flight; ++i) {
-      targets[i] = nullptr;
-      if (at.row < p.walk.num_rows) {
-        const unit_place place = p.tokens.template locate<Width>(at.unit);
-        data[i] = load_once<Width>(place.plane.rows + at.row * place.plane.row_stride + place.in_rows);
-        const slot_t slot = p.slots[at.row];
-        if (accept(p, slot, at.row, at.unit == 0)) {
-          targets[i] = p.tokens.slot_address(place.plane, static_cast<std::uint32_t>(slot)) + place.in_cache;
-        }
-      }
-      p.walk.advance(at);
+    for (std::uint32_t i = 0; i < accesses_in_flight; ++i, p.walk.advance(at)) {
+      slots[i] = padding_slot;
+      if (at.row >= p.walk.num_rows) continue;
+      const unit_place place = p.tokens.template locate<Width>(at.unit);
+      slots[i] = p.slots[at.row];
+      data[i] = load_once<Width>(place.plane.rows + at.row * place.plane.row_stride + place.in_rows);
     }
 #pragma unroll
-    for (std::uint32_t i = 0; i < accesses_in_flight; ++i) {
-      if (targets[i] != nullptr) store<Width>(targets[i], data[i]);
+    for (std::uint32_t i = 0; i < accesses_in_flight; ++i, p.walk.advance(first)) {
+      if (!accept(p, slots[i], first.row, first.unit == 0)) continue;
+      const unit_place place = p.tokens.template locate<Width>(first.unit);
+      store<Width>(p.tokens.slot_address(place.plane, static_cast<std::uint32_t>(slots[i])) + place.in_cache, data[i]);
     }
   }
 }

@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(cta_threads) copy_blocks_kernel(const __grid_c
   tiles.for_each([](const block_run& run, const block_copy& pair, std::int64_t first) {
     const std::byte* const from = run.base + static_cast<std::int64_t>(pair.source) * run.block_stride;
     std::byte* const to = run.base + static_cast<std::int64_t>(pair.destination) * run.block_stride;
-    unit_t<Width> data[accesses_in_flight];
+    unit_t<Width> data[accesses_in_flight] = {};
 #pragma unroll
     for (std::uint32_t i = 0; i < accesses_in_flight; ++i) {
       const std::int64_t unit = first + i * cta_threads;

@@ -41,20 +41,23 @@ void report_duplicates(slot_range range, const slot_t* slots, std::int64_t num_t
   }
 }
 
-void append_plane(const plane_ref& plane, std::int32_t block_size, slot_range range, const source_rows& source,
-                  const slot_t* slots, std::int64_t num_tokens) noexcept {
-  const auto [num_heads, row_bytes] = collapse_heads(plane, source.head_stride);
-  const auto* const data = static_cast<const std::byte*>(source.data);
-  for (std::int64_t t = 0; t < num_tokens; ++t) {
-    if (!range.contains(slots[t])) continue;
-    const auto slot = static_cast<std::int32_t>(slots[t]);
-    std::byte* to = plane.base + slot / block_size * plane.block_stride + slot % block_size * plane.token_stride;
-    const std::byte* from = data + t * source.token_stride;
-    for (std::int32_t head = 0; head < num_heads; ++head) {
-      std::memcpy(to + head * plane.head_stride, from + head * source.head_stride, static_cast<std::size_t>(row_bytes));
+/// One plane of the cache, and the rows that go there.
+struct plane_copy {
+  plane_copy(const plane_ref& to, const source_rows& from) noexcept
+      : plane(to), source(from), rows(collapse_heads(to, from.head_stride)) {}
+
+  void copy(std::int64_t token, std::int32_t block, std::int32_t offset) const noexcept {
+    std::byte* const to = plane.base + block * plane.block_stride + offset * plane.token_stride;
+    const std::byte* const from = static_cast<const std::byte*>(source.data) + token * source.token_stride;
+    for (std::int32_t head = 0; head < rows.num_heads; ++head) {
+      std::memcpy(to + head * plane.head_stride, from + head * source.head_stride, static_cast<std::size_t>(rows.row_bytes));
     }
   }
-}
+
+  plane_ref plane;
+  source_rows source;
+  token_rows rows;
+};
 
 }  // namespace
 
@@ -77,8 +80,16 @@ status append(const kernel_context& context, const layer_ref& cache, const sourc
     }
     report_duplicates(range, slots, num_tokens, *faults.report);
   }
-  append_plane(cache.key, cache.block_size, range, key, slots, num_tokens);
-  append_plane(cache.value, cache.block_size, range, value, slots, num_tokens);
+  const plane_copy keys(cache.key, key);
+  const plane_copy values(cache.value, value);
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    if (!range.contains(slots[t])) continue;
+    const auto slot = static_cast<std::int32_t>(slots[t]);
+    const std::int32_t block = slot / cache.block_size;
+    const std::int32_t offset = slot % cache.block_size;
+    keys.copy(t, block, offset);
+    values.copy(t, block, offset);
+  }
   return {};
 }
 

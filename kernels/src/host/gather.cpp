@@ -54,7 +54,7 @@ status gather(const kernel_context& context, const layer_ref& cache, const gathe
   if (batch.num_rows == 0) return {};
   if (batch.num_sequences == 0) return invalid("there are rows to write but no sequence", batch.num_rows, 0);
   if (key.data == nullptr || value.data == nullptr || batch.starts == nullptr || batch.lengths == nullptr ||
-      batch.out_indptr == nullptr || (batch.tables == nullptr && batch.table_width != 0)) {
+      batch.out_indptr == nullptr || batch.tables == nullptr) {
     return invalid("an output, or a part of the batch, is null");
   }
   if (status valid = check_layer(cache); !valid) return valid;

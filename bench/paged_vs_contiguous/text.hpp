@@ -1,0 +1,18 @@
+/// @file
+/// Numbers for people.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace pagedkv::bench {
+
+/// 1234567 -> "1,234,567"
+[[nodiscard]] inline std::string grouped(std::int64_t number) {
+  std::string digits = std::to_string(number);
+  const std::size_t first = number < 0 ? 1 : 0;
+  for (std::size_t i = digits.size(); i > first + 3; i -= 3) digits.insert(i - 3, 1, ',');
+  return digits;
+}
+
+}  // namespace pagedkv::bench

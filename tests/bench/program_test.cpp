@@ -1,0 +1,246 @@
+// paged_vs_contiguous as its users meet it: a process, its exit status, its streams and its files.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string content_of(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+struct ended {
+  int exit_status;
+  std::string out;
+  std::string err;
+};
+
+/// Each case works in an empty directory of its own.
+class program : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "pagedkv_program_XXXXXX").string();
+    ASSERT_NE(::mkdtemp(name.data()), nullptr);
+    directory_ = name;
+    fs::create_directory(directory_ / "work");
+  }
+  void TearDown() override { fs::remove_all(directory_); }
+
+  ended run(const std::string& arguments, const std::string& environment = "") {
+    const std::string command = "cd '" + (directory_ / "work").string() + "' && " + environment + " '" PAGEDKV_PROGRAM "' " +
+                                arguments + " >../out 2>../err </dev/null";
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(directory_ / "out"), content_of(directory_ / "err")};
+  }
+
+  /// A file beside the working directory.
+  std::string write(const std::string& name, const std::string& content) {
+    std::ofstream(directory_ / name, std::ios::binary) << content;
+    return "../" + name;
+  }
+
+  /// Refused with status 2, one line on stderr that holds `part`, and nothing else.
+  void expect_refused(const std::string& arguments, const std::string& part, const std::string& environment = "") {
+    SCOPED_TRACE(arguments);
+    const ended end = run(arguments, environment);
+    EXPECT_EQ(end.exit_status, 2);
+    EXPECT_EQ(std::count(end.err.begin(), end.err.end(), '\n'), 1) << end.err;
+    EXPECT_NE(end.err.find(part), std::string::npos) << end.err;
+    EXPECT_EQ(end.out, "");
+    EXPECT_TRUE(fs::is_empty(directory_ / "work")) << "something was left behind";
+  }
+
+  fs::path work() const { return directory_ / "work"; }
+
+ private:
+  fs::path directory_;
+};
+
+constexpr const char* small_trace = "arrived_at,num_prefill_tokens,num_decode_tokens\n0,30,20\n0.5,100,7\n0.9,64,33\n1,3,2\n";
+
+TEST_F(program, refuses_bad_models) {
+  expect_refused("--model gpt-17", "codegeex4-9b");
+  expect_refused("--model missing.json --pool-gib 1", "missing.json");
+  expect_refused("--model " + write("a.json", "{\"num_hidden_layers\": 2}") + " --pool-gib 1", "a.json");
+  expect_refused("--model " + write("b.json", "{\"num_hidden_layers\": ") + " --pool-gib 1", "b.json");
+  const std::string good = write("c.json", R"({"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64})");
+  expect_refused("--model " + good, "--weight-gib");
+  expect_refused("--kv-dtype int3", "f32, f16 or bf16");
+}
+
+TEST_F(program, refuses_bad_pools) {
+  expect_refused("--pool-tokens 15", "one block");
+  expect_refused("--pool-tokens 0", "--pool-tokens");
+  expect_refused("--pool-tokens 3000000000", "--pool-tokens");
+  expect_refused("--pool-gib 0.0001", "one block");
+  expect_refused("--pool-gib 0", "--pool-gib");
+  expect_refused("--pool-gib -1", "--pool-gib");
+  expect_refused("--pool-gib 1000000", "smaller");
+  expect_refused("--card-gib 10", "--card-gib");
+  expect_refused("--card-gib nan", "--card-gib");
+  expect_refused("--weight-gib -1", "--weight-gib");
+  expect_refused("--fraction-of-free 0", "above 0");
+  expect_refused("--fraction-of-free 1.5", "at most 1");
+  expect_refused("--fraction-of-free 0.5,-0.5", "above 0");
+  expect_refused("--fraction-of-free nan", "above 0");
+  expect_refused("--fraction-of-free 0.5,0.5", "twice");
+  expect_refused("--pool-gib 1 --pool-tokens 100", "--pool");
+  expect_refused("--pool-gib 1 --fraction-of-free 0.5", "--fraction-of-free");
+  expect_refused("--pool-tokens 1000 --weight-gib 1", "--weight-gib");
+}
+
+TEST_F(program, refuses_bad_settings) {
+  expect_refused("--block-size 0", "--block-size 0");
+  expect_refused("--block-size 16,-1", "--block-size -1");
+  expect_refused("--block-size 16,x", "--block-size");
+  expect_refused("--block-size 99999999999999999999", "--block-size");
+  expect_refused("--max-model-len 0", "--max-model-len 0");
+  expect_refused("--watermark 1.1", "--watermark");
+  expect_refused("--max-seqs 0", "--max-seqs");
+  expect_refused("--limit 0", "--limit");
+  expect_refused("--step-seconds 0", "--step-seconds");
+  expect_refused("--step-seconds -3", "--step-seconds");
+  expect_refused("--policies paged,magic", "--policies magic");
+  expect_refused("--policies paged,paged", "twice");
+  expect_refused("--placement best_fit", "first_fit");
+  expect_refused("--kv-writes some", "none, sample");
+  expect_refused("--device tpu", "cuda:N");
+  expect_refused("--device cuda:", "cuda:N");
+  expect_refused("--device cuda:99", "--device host");
+  expect_refused("--no-such-option", "--help");
+  expect_refused("stray", "--help");
+}
+
+TEST_F(program, refuses_bad_traces) {
+  expect_refused("--trace missing.csv", "missing.csv");
+  expect_refused("--trace .", "directory");
+  expect_refused("--trace " + write("empty.csv", ""), "../empty.csv:1: ");
+  expect_refused("--trace " + write("header.csv", "num_prefill_tokens,num_decode_tokens\n"), "../header.csv:1: ");
+  expect_refused("--trace " + write("binary", std::string("\x7f"
+                                                          "ELF\x02\x00\x00\n\x01",
+                                                          9)),
+                 "../binary:1: ");
+  expect_refused("--trace " + write("cut.csv", std::string(small_trace) + "1.5,10"), "../cut.csv:6: ");
+  expect_refused("--trace " + write("cut.jsonl", "{\"input_length\": 3, \"output_length\": 1}\n{\"input_length\": 3, \"outp"),
+                 "../cut.jsonl:2: ");
+  expect_refused("--step-seconds 1 --trace " + write("timeless.csv", "num_prefill_tokens,num_decode_tokens\n1,2\n"),
+                 "--step-seconds");
+}
+
+TEST_F(program, refuses_outputs_it_could_not_write) {
+  expect_refused("--json missing/rows.json", "--json");
+  expect_refused("--json .", "--json");
+  expect_refused("--plot rows.pdf", ".svg or .png");
+  expect_refused("--plot missing/rows.svg", "--plot");
+  expect_refused("--plot rows.svg", "gnuplot", "PATH=/nonexistent");
+}
+
+TEST_F(program, leaves_no_file_when_it_is_refused) {
+  expect_refused("--json rows.json --plot rows.svg --block-size 0", "--block-size 0");
+  expect_refused("--json rows.json --trace " + write("cut.csv", std::string(small_trace) + "1.5,10"), "../cut.csv:6: ");
+}
+
+TEST_F(program, helps) {
+  const ended end = run("--help");
+  EXPECT_EQ(end.exit_status, 0);
+  EXPECT_EQ(end.err, "");
+  for (const char* const option :
+       {"--trace",     "--model",       "--kv-dtype",      "--card-gib",   "--weight-gib", "--fraction-of-free",
+        "--pool-gib",  "--pool-tokens", "--max-model-len", "--block-size", "--policies",   "--placement",
+        "--watermark", "--max-seqs",    "--step-seconds",  "--limit",      "--device",     "--kv-writes",
+        "--json",      "--plot"}) {
+    EXPECT_NE(end.out.find(option), std::string::npos) << option;
+  }
+}
+
+TEST_F(program, runs_without_arguments) {
+  const ended end = run("--json rows.json");
+  EXPECT_EQ(end.exit_status, 0) << end.err;
+  EXPECT_EQ(end.err, "") << "no progress bar in a pipe";
+  for (const char* const part : {"19,319,738,368", "paged", "upper bound", "ns/token", "every byte right"}) {
+    EXPECT_NE(end.out.find(part), std::string::npos) << part;
+  }
+  const nlohmann::json rows = nlohmann::json::parse(content_of(work() / "rows.json"));
+  ASSERT_EQ(rows.size(), 12U);
+  const std::set<std::string> common = {
+      "policy",       "block_size",           "max_model_len",      "fraction_of_free",  "pool_tokens",      "dropped_empty",
+      "truncated",    "dropped_too_long",     "dropped_pool",       "kv_util",           "occupancy",        "eff_util",
+      "waste",        "waste_internal",       "waste_future",       "mean_concurrency",  "peak_concurrency", "busy_steps",
+      "preemptions",  "steps_to_drain",       "tokens_per_step",    "recomputed_tokens", "kv_util_sat",      "occupancy_sat",
+      "eff_util_sat", "mean_concurrency_sat", "tokens_per_step_sat"};
+  for (const nlohmann::json& row : rows) {
+    std::set<std::string> names;
+    for (const auto& [name, value] : row.items()) names.insert(name);
+    std::set<std::string> expected = common;
+    if (row["policy"] == "paged") {
+      expected.insert({"allocator_ns_per_token", "allocator_ns_per_step_p50", "allocator_ns_per_step_p99"});
+      EXPECT_EQ(row["block_size"], 16);
+      EXPECT_LT(row["waste"], 0.01);
+      EXPECT_GT(row["allocator_ns_per_token"], 0);
+    } else {
+      EXPECT_TRUE(row["block_size"].is_null());
+      EXPECT_EQ(row["preemptions"], 0);
+    }
+    EXPECT_EQ(names, expected);
+    EXPECT_EQ(row["pool_tokens"], 471673);
+    EXPECT_EQ(row["fraction_of_free"], 0.8);
+    EXPECT_GT(row["busy_steps"], 0);
+    EXPECT_LE(row["eff_util"], row["occupancy"]);
+    EXPECT_LE(row["occupancy"], 1.0);
+  }
+  EXPECT_GT(rows[3]["tokens_per_step"], 50 * rows[0]["tokens_per_step"].get<double>());
+}
+
+TEST_F(program, sweeps_every_list_and_runs_contiguous_policies_once) {
+  const std::string trace = write("small.csv", small_trace);
+  const ended end =
+      run("--trace " + trace +
+          " --fraction-of-free 0.5,0.8 --max-model-len 64,256 --block-size 1,7,16 --placement first_fit --kv-writes all "
+          "--device host --step-seconds 0.1 --json rows.json");
+  ASSERT_EQ(end.exit_status, 0) << end.err;
+  const nlohmann::json rows = nlohmann::json::parse(content_of(work() / "rows.json"));
+  EXPECT_EQ(rows.size(), 2U * 2U * (3U + 3U));
+  EXPECT_EQ(rows[0]["fraction_of_free"], 0.5);
+  EXPECT_EQ(rows[0]["dropped_too_long"], 2);
+  EXPECT_EQ(rows[0]["truncated"], 0);
+}
+
+TEST_F(program, says_null_where_there_are_no_steps) {
+  const std::string trace = write("small.csv", small_trace);
+  const ended end = run("--trace " + trace + " --pool-tokens 16 --max-model-len 128 --json rows.json");
+  ASSERT_EQ(end.exit_status, 0) << end.err;
+  const nlohmann::json rows = nlohmann::json::parse(content_of(work() / "rows.json"));
+  EXPECT_EQ(rows[0]["policy"], "contiguous_max");
+  EXPECT_EQ(rows[0]["dropped_pool"], 4);
+  EXPECT_EQ(rows[0]["busy_steps"], 0);
+  EXPECT_TRUE(rows[0]["kv_util"].is_null());
+  EXPECT_TRUE(rows[0]["waste"].is_null());
+  EXPECT_TRUE(rows[0]["tokens_per_step_sat"].is_null());
+  EXPECT_TRUE(rows[0]["fraction_of_free"].is_null());
+  EXPECT_EQ(rows[3]["busy_steps"], 2);
+}
+
+TEST_F(program, draws) {
+  if (std::system("command -v gnuplot > /dev/null") != 0) GTEST_SKIP() << "gnuplot is not installed";
+  const std::string trace = write("small.csv", small_trace);
+  for (const auto& [name, magic] : {std::pair{"rows.png", "\x89PNG"}, std::pair{"it's rows.svg", "<?xml"}}) {
+    const ended end = run("--trace " + trace + " --pool-tokens 256 --max-model-len 32,128 --plot \"" + name + '"');
+    ASSERT_EQ(end.exit_status, 0) << end.err;
+    EXPECT_EQ(end.err, "");
+    EXPECT_TRUE(content_of(work() / name).starts_with(magic)) << name;
+  }
+}
+
+}  // namespace
