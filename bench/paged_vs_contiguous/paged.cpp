@@ -54,7 +54,7 @@ kv_cache make_cache(const workload& load, const setting& under) {
   for (const request& r : load.requests) longest = std::max(longest, r.total());
   return kv_cache(
       {.num_blocks = under.num_blocks() + 1,
-       .block_size = static_cast<std::int32_t>(under.block_size),
+       .groups = {{.block_size = static_cast<std::int32_t>(under.block_size)}},
        .has_null_block = true,
        .max_sequences = most_sequences(load, under),
        .max_tokens_per_sequence = static_cast<std::int32_t>(longest),
