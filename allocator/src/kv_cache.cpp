@@ -91,7 +91,8 @@ kv_cache::kv_cache(const kv_cache_config& config)
       lengths_(config.max_sequences),
       slots_(most_slots(config), "the step's slots do not fit: lower num_blocks"),
       table_changes_(most_changes(config), "the table changes do not fit: lower max_sequences or max_tokens_per_sequence"),
-      seen_(config.num_blocks) {
+      seen_(config.num_blocks),
+      growths_(config.max_sequences * config.groups.size()) {
   std::int32_t largest_block = 0;
   std::int32_t widest_row = 0;
   for (const group_config& given : config.groups) {
@@ -715,40 +716,15 @@ void kv_cache::withdraw_all(const std::uint64_t* name_space) noexcept {
 
 // ---- what fits
 
-std::int64_t kv_cache::new_blocks(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
-                                  std::int32_t in_flight) const noexcept {
+kv_cache::growth kv_cache::growth_of(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
+                                     std::int32_t in_flight) const noexcept {
   const std::int64_t size = in.config.block_size;
-  std::int64_t need = (num_tokens + size - 1) / size - entries;
+  growth grows{.missing = (num_tokens + size - 1) / size - entries};
   if (in.config.window > 0) {
-    // What left the window serves again, where nobody else has it.
     const std::int64_t visible = std::int64_t{in.config.window} - 1 + in_flight;
-    need = std::min(need, (visible + size - 1) / size + 1 + in.sink_blocks - own);
+    grows.most_in_window = (visible + size - 1) / size + 1 + in.sink_blocks - own;
   }
-  return std::max<std::int64_t>(0, need);
-}
-
-block_need kv_cache::need_of(const sequence_tokens& content, std::int32_t num_cached_tokens,
-                             std::int32_t in_flight) const noexcept {
-  block_need need;
-  for (const group& in : groups_) {
-    std::int32_t own = 0;
-    for_each_hit(in, num_cached_tokens, [&](std::int32_t logical_block, block_id block) {
-      // What somebody references already, or an earlier request of this look will, costs nothing and does not come back.
-      const bool is_first = pool_.references(block) == 0 && std::exchange(seen_[to_int(block)], look_) != look_;
-      need.revived_blocks += is_first && pool_.is_cached(block);
-      own += is_first || logical_block < in.sink_blocks;
-    });
-    need.new_blocks += new_blocks(in, static_cast<std::int64_t>(content.tokens.size()),
-                                  in.table.logical_block(num_cached_tokens), own, in_flight);
-  }
-  return need;
-}
-
-void kv_cache::begin_look() const noexcept {
-  if (++look_ == 0) {
-    std::fill(seen_.begin(), seen_.end(), 0);
-    look_ = 1;
-  }
+  return grows;
 }
 
 result<kv_cache::add_prediction> kv_cache::predict_add(const sequence_tokens& content) const noexcept {
@@ -758,9 +734,12 @@ result<kv_cache::add_prediction> kv_cache::predict_add(const sequence_tokens& co
     return error{
         .code = errc::out_of_sequences, .what = "all max_sequences sequences are in use", .limit = config_.max_sequences};
   }
-  begin_look();
   const std::int32_t hit = look_up(content);
-  return add_prediction{hit, {.new_blocks = 0, .revived_blocks = need_of(content, hit, whole_prompt).revived_blocks}};
+  std::int64_t revived = 0;
+  for (const group& in : groups_) {
+    for_each_hit(in, hit, [&](std::int32_t, block_id block) { revived += pool_.is_cached(block); });
+  }
+  return add_prediction{hit, {.new_blocks = 0, .revived_blocks = revived}};
 }
 
 result<block_need> kv_cache::blocks_to_completion(sequence_handle handle, std::int32_t num_tokens,
@@ -773,14 +752,14 @@ result<block_need> kv_cache::blocks_to_completion(sequence_handle handle, std::i
   for (const group& in : groups_) {
     const row_state& row = in.rows[handle.index];
     const auto blocks = in.table.row(static_cast<std::int32_t>(handle.index)).first(row.num_blocks);
+    const bool copies = num_tokens > length && row.tail_room > 0 && !row.tail_is_private && pool_.references(blocks.back()) > 1;
+    const std::int32_t kept = row.num_blocks - copies;
     std::int32_t own = 0;
     if (in.config.window > 0) {
-      own = std::min({in.sink_blocks, row.first_live, row.num_blocks});
-      for (std::int32_t k = row.first_live; k < row.num_blocks; ++k)
-        own += k < in.sink_blocks || pool_.references(blocks[k]) == 1;
+      own = std::min({in.sink_blocks, row.first_live, kept});
+      for (std::int32_t k = row.first_live; k < kept; ++k) own += k < in.sink_blocks || pool_.references(blocks[k]) == 1;
     }
-    const bool copies = num_tokens > length && row.tail_room > 0 && !row.tail_is_private && pool_.references(blocks.back()) > 1;
-    need.new_blocks += new_blocks(in, num_tokens, row.num_blocks - copies, own, in_flight);
+    need.new_blocks += growth_of(in, num_tokens, kept, own, in_flight).new_blocks();
   }
   return need;
 }
@@ -792,20 +771,54 @@ bool kv_cache::can_fit_now(const sequence_tokens& content, std::int32_t in_fligh
 bool kv_cache::can_fit_now(std::int32_t num_tokens, std::int32_t in_flight) const noexcept {
   if (free_sequences_.empty() || !can_ever_fit(num_tokens, in_flight)) return false;
   std::int64_t needed = 0;
-  for (const group& in : groups_) needed += new_blocks(in, num_tokens, 0, 0, in_flight);
+  for (const group& in : groups_) needed += growth_of(in, num_tokens, 0, 0, in_flight).new_blocks();
   const bool idle = free_sequences_.size() == sequences_.size();
   return pool_.available_blocks() - needed >= (idle ? 0 : config_.watermark_blocks);
 }
 
 std::int32_t kv_cache::how_many_fit(std::span<const sequence_tokens> requests, std::int32_t in_flight) const noexcept {
+  // Of a block that nobody references yet, seen_ says whose it would be: first + i for request i alone, first + max_sequences
+  // for several.
+  const auto several = static_cast<std::uint32_t>(config_.max_sequences);
+  if (next_mark_ > std::numeric_limits<std::uint32_t>::max() - several - 1) {
+    std::fill(seen_.begin(), seen_.end(), 0);
+    next_mark_ = 1;
+  }
+  const std::uint32_t first = std::exchange(next_mark_, next_mark_ + several + 1);
+  const std::size_t num_groups = groups_.size();
+
   std::int64_t available = pool_.available_blocks();
   std::size_t rows = free_sequences_.size();
   bool idle = rows == sequences_.size();
-  begin_look();
   std::int32_t fitting = 0;
   for (const sequence_tokens& content : requests) {
     if (rows-- == 0 || in_flight < 1 || content.tokens.empty() || !check_content(content)) break;
-    available -= need_of(content, look_up(content), in_flight).total();
+    const std::int32_t hit = look_up(content);
+    for (std::size_t g = 0; g < num_groups; ++g) {
+      const group& in = groups_[g];
+      std::int32_t own = 0;
+      for_each_hit(in, hit, [&](std::int32_t logical_block, block_id block) {
+        const bool is_sink = logical_block < in.sink_blocks;
+        own += is_sink;
+        if (pool_.references(block) > 0) return;
+        std::uint32_t& owner = seen_[to_int(block)];
+        if (owner < first) {
+          owner = first + static_cast<std::uint32_t>(fitting);
+          available -= pool_.is_cached(block);
+          own += !is_sink;
+        } else if (owner < first + several && !is_sink) {
+          // An earlier request loses it: when it leaves that one's window, this one still has it.
+          growth& other = growths_[(owner - first) * num_groups + g];
+          available += other.new_blocks();
+          ++other.most_in_window;
+          available -= other.new_blocks();
+          owner = first + several;
+        }
+      });
+      growth& grows = growths_[static_cast<std::size_t>(fitting) * num_groups + g];
+      grows = growth_of(in, static_cast<std::int64_t>(content.tokens.size()), in.table.logical_block(hit), own, in_flight);
+      available -= grows.new_blocks();
+    }
     if (available < (idle ? 0 : config_.watermark_blocks)) break;
     idle = false;
     ++fitting;
@@ -816,7 +829,7 @@ std::int32_t kv_cache::how_many_fit(std::span<const sequence_tokens> requests, s
 bool kv_cache::can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight) const noexcept {
   if (num_tokens < 1 || num_tokens > config_.max_tokens_per_sequence || in_flight < 1) return false;
   std::int64_t needed = 0;
-  for (const group& in : groups_) needed += new_blocks(in, num_tokens, 0, 0, in_flight);
+  for (const group& in : groups_) needed += growth_of(in, num_tokens, 0, 0, in_flight).new_blocks();
   return needed <= pool_.usable_blocks();
 }
 

@@ -2,6 +2,7 @@
 /// What an engine talks to: sequences that grow, share and end, and where their tokens go.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
@@ -292,6 +293,15 @@ class kv_cache {
     std::vector<block_id> found;             // [row width]
     std::vector<std::int32_t> run;           // [row width]: of a window group, found blocks ending here
   };
+  /// New blocks a sequence needs in one group.
+  struct growth {
+    std::int64_t missing = 0;                                                // while nothing leaves its window
+    std::int64_t most_in_window = std::int64_t{1} << 40;  // as what left serves again
+
+    [[nodiscard]] std::int64_t new_blocks() const noexcept {
+      return std::max<std::int64_t>(0, std::min(missing, most_in_window));
+    }
+  };
   struct planned_copy {
     std::int32_t group;
     std::int32_t row;
@@ -312,14 +322,10 @@ class kv_cache {
   /// Calls use(logical block, block) for each found block that a hit of `num_tokens` references.
   template <class Use>
   void for_each_hit(const group& in, std::int32_t num_tokens, Use use) const noexcept;
-  /// New blocks that a sequence needs to grow to `num_tokens`: it has `entries` in a group's row, and `own` of them it alone
-  /// references or keeps for ever.
-  [[nodiscard]] std::int64_t new_blocks(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
-                                        std::int32_t in_flight) const noexcept;
-  /// Starts counting anew what requests that are looked at together take.
-  void begin_look() const noexcept;
-  [[nodiscard]] block_need need_of(const sequence_tokens& content, std::int32_t num_cached_tokens,
-                                   std::int32_t in_flight) const noexcept;
+  /// What a sequence needs to grow to `num_tokens`: it has `entries` in a group's row, and `own` of them it alone references or
+  /// keeps for ever.
+  [[nodiscard]] growth growth_of(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
+                                 std::int32_t in_flight) const noexcept;
 
   [[nodiscard]] result<block_need> plan_step(std::span<const step_entry> entries) noexcept;
   void undo_planned_copies() noexcept;
@@ -354,9 +360,11 @@ class kv_cache {
   std::int64_t num_old_changes_ = 0;   // handed out by the last step; dropped by the next
   std::vector<planned_copy> planned_;  // [max_sequences * groups] at most
   std::vector<block_copy> copies_;
-  std::vector<block_id> released_;           // [widest row]: scratch for blocks around a hole
-  mutable std::vector<std::uint32_t> seen_;  // [num_blocks]: the look that met a block last
-  mutable std::uint32_t look_ = 0;
+  std::vector<block_id> released_;  // [widest row]: scratch for blocks around a hole
+  // how_many_fit()'s scratch.
+  mutable std::vector<std::uint32_t> seen_;  // [num_blocks]
+  mutable std::vector<growth> growths_;      // [max_sequences, groups]
+  mutable std::uint32_t next_mark_ = 1;
 };
 
 }  // namespace pagedkv
