@@ -120,6 +120,7 @@ kv_cache::kv_cache(const kv_cache_config& config)
   }
   planned_.reserve(config.max_sequences * config.groups.size());
   copies_.reserve(config.max_sequences * config.groups.size());
+  pending_.reserve(most_pending);
   released_.resize(widest_row);
   // Descending, so that rows are given out in ascending order.
   for (std::size_t i = 0; i < free_sequences_.size(); ++i) {
@@ -186,7 +187,7 @@ result<sequence_handle> kv_cache::fork(sequence_handle parent) noexcept {
   const std::uint32_t generation = added->generation;
   sequences_[added->index] = original;
   sequences_[added->index].generation = generation;
-  sequences_[added->index].last_step = 0;
+  sequences_[added->index].last_named = 0;
   counts_.live_tokens += original.length;
   for (group& in : groups_) {
     row_state& from = in.rows[parent.index];
@@ -256,17 +257,17 @@ void kv_cache::release_blocks(std::span<const block_id> blocks, eviction_priorit
 result<block_need> kv_cache::plan_step(std::span<const step_entry> entries) noexcept {
   // Locals where the compiler must think that a store changes a member: a decode step is these loops.
   planned_.clear();
-  const std::uint64_t this_step = ++num_steps_;
+  const std::uint64_t this_call = ++num_calls_;
   const std::span<sequence_state> sequences = sequences_;
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const auto [handle, num_tokens] = entries[i];
     const auto index = static_cast<std::int64_t>(i);
     if (handle.index >= sequences.size() || !names(handle, sequences[handle.index])) return stale(index);
     sequence_state& sequence = sequences[handle.index];
-    if (sequence.last_step == this_step) {
+    if (sequence.last_named == this_call) {
       return invalid("a step names each sequence at most once: add up its tokens", handle.index, error::none, index);
     }
-    sequence.last_step = this_step;
+    sequence.last_named = this_call;
     if (num_tokens < 1) return invalid("a sequence of a step grows by at least 1 token: leave it out", num_tokens, 1, index);
     if (num_tokens > config_.max_tokens_per_sequence - sequence.length) {
       return invalid("the sequence would exceed max_tokens_per_sequence: finish it", std::int64_t{sequence.length} + num_tokens,
@@ -412,41 +413,61 @@ void kv_cache::change_entry(std::int32_t group_index, std::int32_t row, std::int
 
 // ---- what is computed
 
-status kv_cache::commit(sequence_handle handle, const sequence_tokens& content) noexcept {
-  if (!is_live(handle)) return stale();
+status kv_cache::check_commit(const commit_entry& entry, std::uint64_t this_call, std::int64_t index) noexcept {
+  const auto& [handle, content] = entry;
+  if (!is_live(handle)) return stale(index);
   sequence_state& sequence = sequences_[handle.index];
-  const auto row = static_cast<std::int32_t>(handle.index);
+  if (sequence.last_named == this_call)
+    return invalid("a call names each sequence at most once", handle.index, error::none, index);
+  sequence.last_named = this_call;
   const auto given = static_cast<std::int64_t>(content.tokens.size());
-  if (given < sequence.computed)
-    return invalid("fewer tokens than were committed: truncate the sequence first", given, sequence.computed);
-  if (given > sequence.length) return invalid("more tokens than the sequence holds: step it first", given, sequence.length);
+  if (given < sequence.computed) {
+    return invalid("fewer tokens than were committed: truncate the sequence first", given, sequence.computed, index);
+  }
+  if (given > sequence.length)
+    return invalid("more tokens than the sequence holds: step it first", given, sequence.length, index);
   if (!content.extra_keys.empty()) {
-    if (status sound = check_content(content); !sound) return sound;
+    if (status sound = check_content(content, index); !sound) return sound;
   }
   if (sequence.has_name_space && sequence.name_space != content.name_space) {
     return invalid("the sequence has another namespace", static_cast<std::int64_t>(content.name_space),
-                   static_cast<std::int64_t>(sequence.name_space));
+                   static_cast<std::int64_t>(sequence.name_space), index);
   }
+  if (!index_) return {};
   const auto computed = static_cast<std::int32_t>(given);
-  if (index_) {
-    const bool grows = computed > sequence.computed;
-    for (const group& in : groups_) {
-      if (in.table.logical_block(computed) == in.rows[row].num_published && grows) continue;
-      if (!agrees(in, row, content)) {
-        return invalid("the tokens contradict the last block committed: truncate the sequence first",
-                       std::int64_t{in.rows[row].num_published - 1} * in.config.block_size, error::none);
-      }
+  for (const group& in : groups_) {
+    const std::int32_t published = in.rows[handle.index].num_published;
+    if (in.table.logical_block(computed) == published && computed > sequence.computed) continue;
+    if (!agrees(in, static_cast<std::int32_t>(handle.index), content)) {
+      return invalid("the tokens contradict the last block committed: truncate the sequence first",
+                     std::int64_t{published - 1} * in.config.block_size, error::none, index);
     }
   }
-  if (computed > 0) {
-    sequence.has_name_space = true;
-    sequence.name_space = content.name_space;
+  return {};
+}
+
+status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
+  const std::uint64_t this_call = ++num_calls_;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (status sound = check_commit(entries[i], this_call, static_cast<std::int64_t>(i)); !sound) return sound;
   }
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    if (sequence.publishes) publish(static_cast<std::int32_t>(g), row, content);
-    if (groups_[g].config.window > 0) leave_window(static_cast<std::int32_t>(g), row, computed);
+  for (std::size_t g = 0; index_ && g < groups_.size(); ++g) {
+    for (const commit_entry& entry : entries) {
+      if (sequences_[entry.sequence.index].publishes)
+        publish(static_cast<std::int32_t>(g), static_cast<std::int32_t>(entry.sequence.index), entry.content);
+    }
   }
-  sequence.computed = computed;
+  publish_pending();
+  for (const auto& [handle, content] : entries) {
+    sequence_state& sequence = sequences_[handle.index];
+    const auto computed = static_cast<std::int32_t>(content.tokens.size());
+    if (computed > 0) {
+      sequence.has_name_space = true;
+      sequence.name_space = content.name_space;
+    }
+    leave_windows(static_cast<std::int32_t>(handle.index), computed);
+    sequence.computed = computed;
+  }
   return {};
 }
 
@@ -468,76 +489,76 @@ status kv_cache::commit(sequence_handle handle, std::int32_t num_tokens) noexcep
   if (num_tokens > sequence.length)
     return invalid("more tokens than the sequence holds: step it first", num_tokens, sequence.length);
   sequence.publishes = sequence.publishes && num_tokens == sequence.computed;
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    if (groups_[g].config.window > 0)
-      leave_window(static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), num_tokens);
-  }
+  leave_windows(static_cast<std::int32_t>(handle.index), num_tokens);
   sequence.computed = num_tokens;
   return {};
 }
 
-/// Makes the blocks that content fills findable, or replaces them by those that hold the same already.
+/// Finds the identities of the blocks that content newly fills. They are published a batch at a time, when their lines have
+/// arrived.
 void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequence_tokens& content) noexcept {
-  constexpr std::int32_t batch = 16;  // blocks whose lines are fetched together
   group& in = groups_[group_index];
   row_state& state = in.rows[row];
   const std::int32_t size = in.config.block_size;
   const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
   if (full <= state.num_published) return;
 
-  const auto tokens_of = [&](std::int32_t block) {
-    return content.tokens.subspan(static_cast<std::size_t>(block) * size, size);
+  const auto chain = [&](std::int32_t block) {
+    state.parent = index_->chain(state.parent, content.tokens.subspan(static_cast<std::size_t>(block) * size, size),
+                                 keys_of(in, content, block));
   };
-  if (state.num_published == 0) {
+  if (state.num_published == 0 || !state.parent_known) {
     state.parent = index_->root(group_index, content.name_space);
-  } else if (!state.parent_known) {
-    state.parent = index_->root(group_index, content.name_space);
-    for (std::int32_t k = 0; k < state.num_published; ++k) {
-      state.parent = index_->chain(state.parent, tokens_of(k), keys_of(in, content, k));
-    }
+    for (std::int32_t k = 0; k < state.num_published; ++k) chain(k);
+    state.parent_known = true;
   }
-  state.parent_known = true;
-
-  const std::span<block_id> entries = in.table.row(row);
-  for (std::int32_t first = state.num_published; first < full; first += batch) {
-    const std::int32_t last = std::min(full, first + batch);
-    for (std::int32_t k = first; k < last; ++k) {
-      state.parent = in.identities[k] = index_->chain(state.parent, tokens_of(k), keys_of(in, content, k));
-      index_->prefetch(in.identities[k], entries[k]);
-    }
-    for (std::int32_t k = first; k < last; ++k) {
-      const block_id block = entries[k];
-      if (index_->has_content(block)) continue;  // published by a fork of this sequence
-      const block_id same = index_->find(in.identities[k], tokens_of(k));
-      if (same != not_found && config_.merge_duplicates) {
-        (void)pool_.share(same);
-        (void)pool_.release({&entries[k], 1});
-        entries[k] = same;
-        change_entry(group_index, row, k, same);
-        ++counts_.blocks_merged;
-      } else {
-        index_->insert(block, in.identities[k], tokens_of(k), content.name_space, same == not_found);
-        pool_.set_findable(block, same == not_found);
-      }
-    }
+  const std::span<const block_id> entries = in.table.row(row);
+  for (std::int32_t k = state.num_published; k < full; ++k) {
+    chain(k);
+    index_->prefetch(state.parent, entries[k]);
+    if (pending_.size() == most_pending) publish_pending();
+    pending_.push_back({group_index, row, k, state.parent, content.tokens.subspan(static_cast<std::size_t>(k) * size, size),
+                        content.name_space});
   }
   state.num_published = full;
 }
 
-/// Releases the blocks that no token behind the computed ones sees.
-void kv_cache::leave_window(std::int32_t group_index, std::int32_t row, std::int32_t computed) noexcept {
-  group& in = groups_[group_index];
-  row_state& state = in.rows[row];
-  const std::int32_t live = first_live(in, computed);
-  const std::int32_t first = std::max(state.first_live, in.sink_blocks);
-  if (live > first) {
-    const std::span<block_id> left = in.table.row(row).subspan(first, live - first);
-    std::copy(left.begin(), left.end(), released_.begin());
-    release_blocks(std::span(released_).first(left.size()), eviction_priority::normal);
-    for (std::int32_t k = first; k < live; ++k) change_entry(group_index, row, k, null_block);
-    std::fill(left.begin(), left.end(), null_block);
+/// Makes blocks findable, or replaces them by those that hold the same already.
+void kv_cache::publish_pending() noexcept {
+  for (const publication& next : pending_) {
+    block_id& entry = groups_[next.group].table.row(next.row)[next.logical_block];
+    if (index_->has_content(entry)) continue;  // published by a fork of this sequence
+    const block_id same = index_->find(next.identity, next.tokens);
+    if (same != not_found && config_.merge_duplicates) {
+      (void)pool_.share(same);
+      (void)pool_.release({&entry, 1});
+      entry = same;
+      change_entry(next.group, next.row, next.logical_block, same);
+      ++counts_.blocks_merged;
+    } else {
+      index_->insert(entry, next.identity, next.tokens, next.name_space, same == not_found);
+      pool_.set_findable(entry, same == not_found);
+    }
   }
-  state.first_live = std::max(state.first_live, live);
+  pending_.clear();
+}
+
+/// Releases the blocks that no token behind the computed ones sees.
+void kv_cache::leave_windows(std::int32_t row, std::int32_t computed) noexcept {
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    group& in = groups_[g];
+    if (in.config.window == 0) continue;
+    row_state& state = in.rows[row];
+    const std::int32_t live = first_live(in, computed);
+    const std::int32_t first = std::max(state.first_live, in.sink_blocks);
+    if (live > first) {
+      const std::span<block_id> left = in.table.row(row).subspan(first, live - first);
+      release_blocks(left, eviction_priority::normal);
+      for (std::int32_t k = first; k < live; ++k) change_entry(static_cast<std::int32_t>(g), row, k, null_block);
+      std::fill(left.begin(), left.end(), null_block);
+    }
+    state.first_live = std::max(state.first_live, live);
+  }
 }
 
 status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexcept {
@@ -579,15 +600,15 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
 
 // ---- what is cached
 
-status kv_cache::check_content(const sequence_tokens& content) const noexcept {
+status kv_cache::check_content(const sequence_tokens& content, std::int64_t index) const noexcept {
   const auto num_tokens = static_cast<std::int64_t>(content.tokens.size());
   if (num_tokens > config_.max_tokens_per_sequence) {
-    return invalid("more tokens than max_tokens_per_sequence", num_tokens, config_.max_tokens_per_sequence);
+    return invalid("more tokens than max_tokens_per_sequence", num_tokens, config_.max_tokens_per_sequence, index);
   }
   const std::int64_t keys = (num_tokens + key_span_ - 1) / key_span_;
   if (!content.extra_keys.empty() && static_cast<std::int64_t>(content.extra_keys.size()) != keys) {
     return invalid("extra_keys are none, or one per key_span() tokens", static_cast<std::int64_t>(content.extra_keys.size()),
-                   keys);
+                   keys, index);
   }
   return {};
 }

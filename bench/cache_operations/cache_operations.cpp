@@ -150,6 +150,7 @@ struct decoding {
   std::vector<std::int32_t> tokens = random_tokens(131'072, 3);
   std::vector<step_entry> entries;
   std::vector<std::int32_t> lengths;
+  std::vector<commit_entry> commits = std::vector<commit_entry>(256);
   std::uint64_t first_name_space = 0;
 
   decoding(std::int64_t num_blocks, bool prefix_sharing, std::int32_t context)
@@ -164,10 +165,10 @@ struct decoding {
   void step() { benchmark::DoNotOptimize(cache.step(entries).value().slots.data()); }
   void commit() {
     for (std::size_t i = 0; i < entries.size(); ++i) {
-      ++lengths[i];
-      benchmark::DoNotOptimize(cache.commit(
-          entries[i].sequence, {.tokens = std::span(tokens).first(lengths[i]), .name_space = first_name_space + i}));
+      commits[i] = {entries[i].sequence,
+                    {.tokens = {tokens.data(), static_cast<std::size_t>(++lengths[i])}, .name_space = first_name_space + i}};
     }
+    benchmark::DoNotOptimize(cache.commit(commits));
   }
   /// New sequences of the first lengths, committed, each in a namespace of its own.
   void restart(std::int32_t context, std::uint64_t name_spaces) {

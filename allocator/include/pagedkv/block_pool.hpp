@@ -98,6 +98,7 @@ class block_pool {
     state_of state = state_of::free;
     eviction_priority priority = eviction_priority::low;
     bool findable = false;
+    bool unused = false;  // the last four members are written as one word
   };
   static constexpr std::int32_t num_priorities = 4;
 
@@ -110,6 +111,7 @@ class block_pool {
     taken.state = state_of::referenced;
     taken.priority = eviction_priority::low;
     taken.findable = false;
+    taken.unused = false;
   }
   void evict_into(std::span<block_id> blocks) noexcept;
   [[nodiscard]] error refuse_release(std::span<const block_id> blocks, std::size_t index) noexcept;
@@ -139,6 +141,11 @@ inline constexpr std::int32_t prefetch_distance = 12;
 }  // namespace detail
 
 inline result<std::int32_t> block_pool::take(std::span<block_id> blocks) noexcept {
+  if (blocks.size() == 1 && num_free_ > 0) [[likely]] {
+    blocks[0] = free_[--num_free_];
+    own(nodes_[to_int(blocks[0])]);
+    return 0;
+  }
   const auto wanted = static_cast<std::int64_t>(blocks.size());
   if (wanted > available_blocks()) [[unlikely]]
     return refuse_take(wanted);
@@ -155,6 +162,14 @@ inline result<std::int32_t> block_pool::take(std::span<block_id> blocks) noexcep
 }
 
 inline status block_pool::release(std::span<const block_id> blocks, eviction_priority priority) noexcept {
+  if (blocks.size() == 1 && references(blocks[0]) == 1 && !nodes_[to_int(blocks[0])].findable && !deferred_release_)
+      [[likely]] {
+    node& released = nodes_[to_int(blocks[0])];
+    released.references = 0;
+    released.state = state_of::free;
+    free_[num_free_++] = blocks[0];
+    return {};
+  }
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     if (i + detail::prefetch_distance < blocks.size() && is_usable(blocks[i + detail::prefetch_distance])) {
       __builtin_prefetch(&nodes_[to_int(blocks[i + detail::prefetch_distance])], 1);

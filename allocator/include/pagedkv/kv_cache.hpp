@@ -74,6 +74,12 @@ struct step_entry {
   std::int32_t num_tokens = 0;
 };
 
+/// A sequence and what its computed tokens are.
+struct commit_entry {
+  sequence_handle sequence;
+  sequence_tokens content;
+};
+
 /// An entry of the block tables that changed.
 struct table_change {
   std::int32_t group = 0;
@@ -174,14 +180,20 @@ class kv_cache {
     return step(std::span<const step_entry>(entries.begin(), entries.size()));
   }
 
-  /// Says what the first content.tokens.size() tokens of a sequence are: they are computed and certain. Publishes the blocks
-  /// they fill (with prefix_sharing), then releases what left a window.
-  /// @return stale_sequence; invalid_argument: fewer tokens than were committed, more than the sequence holds, another
-  /// namespace,
-  ///         extra_keys of the wrong length, or tokens that contradict the last block committed (looked at when the call fills
-  ///         another block, or adds no token: nothing is published behind tokens that differ). Nothing changed then.
-  /// Cost: O(blocks newly filled); after a truncate() into committed blocks once O(tokens), to hash them again.
-  status commit(sequence_handle sequence, const sequence_tokens& content) noexcept;
+  /// Says what the first content.tokens.size() tokens of sequences are: they are computed and certain. Publishes the blocks
+  /// they fill (with prefix_sharing), then releases what left a window. Best called once a step for all its sequences: cold
+  /// lines are fetched together.
+  /// @return with nothing changed, and `index` saying which entry: stale_sequence; invalid_argument: a sequence repeated, fewer
+  /// tokens than
+  ///         were committed, more than the sequence holds, another namespace, extra_keys of the wrong length, or tokens that
+  ///         contradict the last block committed (looked at when the call fills another block, or adds no token: nothing is
+  ///         published behind tokens that differ).
+  /// Cost: O(entries + blocks newly filled); after a truncate() into committed blocks once O(tokens), to hash them again.
+  status commit(std::span<const commit_entry> entries) noexcept;
+  status commit(sequence_handle sequence, const sequence_tokens& content) noexcept {
+    const commit_entry entry{sequence, content};
+    return commit({&entry, 1});
+  }
 
   /// The same for an engine that does not say its tokens: advances what is computed and releases what left a window. A sequence
   /// that grows this way publishes no more.
@@ -269,7 +281,7 @@ class kv_cache {
     bool publishes = false;
     bool has_name_space = false;  // set by add() with tokens, or the first commit
     std::uint64_t name_space = 0;
-    std::uint64_t last_step = 0;  // the step that named it last, so that a repeated entry shows
+    std::uint64_t last_named = 0;  // the call that named it last, so that a repeated entry shows
   };
   /// A sequence in one group.
   struct row_state {
@@ -295,13 +307,23 @@ class kv_cache {
   };
   /// New blocks a sequence needs in one group.
   struct growth {
-    std::int64_t missing = 0;                                                // while nothing leaves its window
+    std::int64_t missing = 0;                             // while nothing leaves its window
     std::int64_t most_in_window = std::int64_t{1} << 40;  // as what left serves again
 
     [[nodiscard]] std::int64_t new_blocks() const noexcept {
       return std::max<std::int64_t>(0, std::min(missing, most_in_window));
     }
   };
+  /// A block whose content is about to be looked for and published.
+  struct publication {
+    std::int32_t group;
+    std::int32_t row;
+    std::int32_t logical_block;
+    block_identity identity;
+    std::span<const std::int32_t> tokens;
+    std::uint64_t name_space;
+  };
+  static constexpr std::size_t most_pending = 32;
   struct planned_copy {
     std::int32_t group;
     std::int32_t row;
@@ -313,7 +335,8 @@ class kv_cache {
   [[nodiscard]] bool is_live(sequence_handle sequence) const noexcept {
     return sequence.index < sequences_.size() && names(sequence, sequences_[sequence.index]);
   }
-  [[nodiscard]] status check_content(const sequence_tokens& content) const noexcept;
+  [[nodiscard]] status check_content(const sequence_tokens& content, std::int64_t index = error::none) const noexcept;
+  [[nodiscard]] status check_commit(const commit_entry& entry, std::uint64_t this_call, std::int64_t index) noexcept;
   [[nodiscard]] std::int32_t first_live(const group& in, std::int32_t computed) const noexcept;
   [[nodiscard]] std::span<const std::uint64_t> keys_of(const group& in, const sequence_tokens& content,
                                                        std::int32_t block) const noexcept;
@@ -334,7 +357,8 @@ class kv_cache {
   void extend(std::int32_t group_index, std::int32_t row, std::int32_t num_tokens) noexcept;
   [[nodiscard]] bool agrees(const group& in, std::int32_t row, const sequence_tokens& content) const noexcept;
   void publish(std::int32_t group_index, std::int32_t row, const sequence_tokens& content) noexcept;
-  void leave_window(std::int32_t group_index, std::int32_t row, std::int32_t computed) noexcept;
+  void publish_pending() noexcept;
+  void leave_windows(std::int32_t row, std::int32_t computed) noexcept;
   void release_row(group& in, std::int32_t row, std::int32_t first, eviction_priority priority) noexcept;
   void release_blocks(std::span<const block_id> blocks, eviction_priority priority) noexcept;
   void withdraw(block_id block) noexcept;
@@ -349,7 +373,7 @@ class kv_cache {
   mutable std::vector<group> groups_;            // mutable for the scratch of look_up()
   std::vector<sequence_state> sequences_;        // [max_sequences]
   std::vector<std::uint32_t> free_sequences_;    // a stack of rows, never longer than at first
-  std::uint64_t num_steps_ = 0;
+  std::uint64_t num_calls_ = 0;
   cache_statistics counts_;  // its running counts
   // What step() hands out.
   std::vector<std::int32_t> query_starts_;  // [max_sequences + 1]
@@ -360,7 +384,8 @@ class kv_cache {
   std::int64_t num_old_changes_ = 0;   // handed out by the last step; dropped by the next
   std::vector<planned_copy> planned_;  // [max_sequences * groups] at most
   std::vector<block_copy> copies_;
-  std::vector<block_id> released_;  // [widest row]: scratch for blocks around a hole
+  std::vector<publication> pending_;  // [most_pending] at most
+  std::vector<block_id> released_;    // [widest row]: scratch for blocks around a hole
   // how_many_fit()'s scratch.
   mutable std::vector<std::uint32_t> seen_;  // [num_blocks]
   mutable std::vector<growth> growths_;      // [max_sequences, groups]
