@@ -15,6 +15,6 @@ function(pagedkv_compile target)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:${pagedkv_warnings};${pagedkv_sanitizers}>
     # CMake 3.25 does not know C++20 for nvcc 13, so the flag is passed by hand.
-    $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-Wmissing-launch-bounds;-Werror=all-warnings;-Xcompiler=-Wall,-Wextra>)
+    $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-Werror=all-warnings;-Xcompiler=-Wall,-Wextra>)
   target_link_options(${target} PRIVATE ${pagedkv_sanitizers})
 endfunction()

@@ -1,0 +1,237 @@
+/// @file
+/// A cache whose every byte the test knows: the oracle keeps a copy in host memory and finds its way there by itself.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <sstream>
+
+#include <pagedkv/kv_layout.hpp>
+
+#include "backend.hpp"
+#include "random.hpp"
+
+namespace pagedkv::testing {
+
+/// Which row of a cache. `kv` is 0 for the key, 1 for the value.
+struct row_place {
+  std::int64_t layer = 0, kv = 0, block = 0, token = 0, head = 0;
+};
+
+/// A description that the tests draw at random or write out.
+struct cache_case {
+  kv_shape shape;
+  std::int64_t num_blocks = 4;
+  bool has_null_block = false;
+  std::size_t shift = 0;       ///< The pool begins this many bytes after an aligned address.
+  bool odd_value = false;      ///< The values have other heads and rows than the keys (layer-major, apart).
+  std::int64_t token_gap = 0;  ///< Unused bytes behind each token of a plane (layer-major, apart, NHD).
+
+  [[nodiscard]] std::string describe() const {
+    std::ostringstream text;
+    text << kv_layout(shape).describe() << ", " << num_blocks << " blocks" << (has_null_block ? " with a null block" : "")
+         << ", shifted by " << shift << (odd_value ? ", odd values" : "") << ", token gap " << token_gap;
+    return text.str();
+  }
+};
+
+inline cache_case random_case(random_source& random, std::int32_t num_layers) {
+  cache_case drawn;
+  drawn.shape = {.num_layers = num_layers,
+                 .num_kv_heads = random.pick({1, 1, 2, 8, 13, 40}),
+                 .head_dim = random.pick({1, 46, 64, 80, 96, 128, 192, 256}),
+                 .block_size = random.pick({1, 8, 16, 24, 64}),
+                 .type = random.pick({dtype::f32, dtype::f16, dtype::bf16}),
+                 .order = random.pick({block_order::nhd, block_order::hnd}),
+                 .placement = random.pick({kv_placement::apart, kv_placement::fused}),
+                 .pool = random.pick({pool_order::layer_major, pool_order::block_major})};
+  drawn.has_null_block = random.one_in(2);
+  drawn.shift = static_cast<std::size_t>(random.pick({0, 0, 0, 0, 1, 2, 4, 8}));
+  if (random.one_in(4)) {
+    drawn.shape.order = block_order::nhd;
+    drawn.shape.placement = kv_placement::apart;
+    drawn.shape.pool = pool_order::layer_major;
+    drawn.odd_value = random.one_in(2);
+    drawn.token_gap = random.pick({0, 2, 12, 16});
+  }
+  return drawn;
+}
+
+/// Sizes and places of a case, computed from the words of the layouts and by nothing of the library.
+class naive_layout {
+ public:
+  explicit naive_layout(const cache_case& described) : case_(described) {
+    const kv_shape& s = case_.shape;
+    const std::int64_t element = s.type == dtype::f32 ? 4 : 2;
+    heads_ = {s.num_kv_heads, s.num_kv_heads + (case_.odd_value ? 1 : 0)};
+    row_ = {s.head_dim * element, (s.head_dim + (case_.odd_value ? 3 : 0)) * element};
+    const bool fused = s.placement == kv_placement::fused;
+    const bool block_major = s.pool == pool_order::block_major;
+    for (std::size_t kv = 0; kv < 2; ++kv) plane_[kv] = s.block_size * (heads_[kv] * row_[kv] + case_.token_gap);
+    region_ = case_.num_blocks * std::max(plane_[0], plane_[1]) * (fused ? 2 : 1) * (block_major ? s.num_layers : 1);
+    region_ = (region_ + 255) / 256 * 256;
+    num_regions_ = std::int64_t{fused ? 1 : 2} * (block_major ? 1 : s.num_layers);
+  }
+
+  [[nodiscard]] std::int64_t pool_bytes() const { return num_regions_ * region_; }
+  [[nodiscard]] std::int64_t heads(std::int64_t kv) const { return heads_[static_cast<std::size_t>(kv)]; }
+  [[nodiscard]] std::int64_t row_bytes(std::int64_t kv) const { return row_[static_cast<std::size_t>(kv)]; }
+
+  /// Byte offset of a row from the start of the pool: the indices of the named dimensions, outermost first.
+  [[nodiscard]] std::int64_t offset(const row_place& at) const {
+    const kv_shape& s = case_.shape;
+    const std::int64_t plane = plane_[static_cast<std::size_t>(at.kv)];
+    const bool fused = s.placement == kv_placement::fused;
+    std::int64_t in_plane = 0;
+    if (s.order == block_order::nhd) {
+      in_plane = at.token * (heads(at.kv) * row_bytes(at.kv) + case_.token_gap) + at.head * row_bytes(at.kv);
+    } else {
+      in_plane = (at.head * s.block_size + at.token) * row_bytes(at.kv);
+    }
+    if (s.pool == pool_order::layer_major) {
+      if (fused) return at.layer * region_ + (at.block * 2 + at.kv) * plane + in_plane;
+      return (at.layer * 2 + at.kv) * region_ + at.block * plane + in_plane;
+    }
+    if (fused) return ((at.block * s.num_layers + at.layer) * 2 + at.kv) * plane + in_plane;
+    return at.kv * region_ + (at.block * s.num_layers + at.layer) * plane + in_plane;
+  }
+
+ private:
+  cache_case case_;
+  std::array<std::int64_t, 2> heads_{}, row_{}, plane_{};
+  std::int64_t region_ = 0;
+  std::int64_t num_regions_ = 0;
+};
+
+/// Memory for a case, filled with noise, and the bytes it should hold.
+class test_cache {
+ public:
+  test_cache(const backend& where, const cache_case& described, random_source& random)
+      : case_(described),
+        naive_(described),
+        expected_(random.bytes(described.shift + static_cast<std::size_t>(naive_.pool_bytes()))),
+        memory_(where, expected_),
+        view_(describe(where.memory())) {}
+
+  [[nodiscard]] const cache_view& view() const { return view_; }
+  [[nodiscard]] const naive_layout& naive() const { return naive_; }
+  [[nodiscard]] const cache_case& described() const { return case_; }
+  [[nodiscard]] std::int64_t num_slots() const { return case_.num_blocks * case_.shape.block_size; }
+  [[nodiscard]] std::int64_t first_slot() const { return case_.has_null_block ? case_.shape.block_size : 0; }
+
+  /// A row as it should be; may be written.
+  [[nodiscard]] std::byte* expected(const row_place& at) { return expected_.data() + case_.shift + naive_.offset(at); }
+
+  /// Calls function(row) for each row of a block in all layers.
+  template <class Function>
+  void for_each_row(std::int64_t block, const Function& function) const {
+    for (std::int64_t layer = 0; layer < case_.shape.num_layers; ++layer) {
+      for (std::int64_t kv = 0; kv < 2; ++kv) {
+        for (std::int64_t token = 0; token < case_.shape.block_size; ++token) {
+          for (std::int64_t head = 0; head < naive_.heads(kv); ++head) function(row_place{layer, kv, block, token, head});
+        }
+      }
+    }
+  }
+
+  /// Compares every byte of the memory, the gaps and the shift included.
+  void check() const {
+    const std::vector<std::byte> found = memory_.content();
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (found[i] != expected_[i]) {
+        FAIL() << "byte " << i << " of the pool is " << std::to_integer<int>(found[i]) << ", not "
+               << std::to_integer<int>(expected_[i]);
+      }
+    }
+  }
+
+ private:
+  [[nodiscard]] cache_view describe(memory_kind memory) const {
+    std::byte* const base = memory_.as<std::byte>(case_.shift);
+    const kv_shape& s = case_.shape;
+    if (!case_.odd_value && case_.token_gap == 0) {
+      return cache_view(kv_layout(s), case_.num_blocks, case_.has_null_block, memory, std::array{base});
+    }
+    std::vector<layer_ref> layers;
+    for (std::int64_t layer = 0; layer < s.num_layers; ++layer) {
+      const auto plane = [&](std::int64_t kv) {
+        const auto token = naive_.heads(kv) * naive_.row_bytes(kv) + case_.token_gap;
+        return plane_ref{.base = base + naive_.offset({.layer = layer, .kv = kv}),
+                         .block_stride = s.block_size * token,
+                         .token_stride = token,
+                         .head_stride = naive_.row_bytes(kv),
+                         .num_heads = static_cast<std::int32_t>(naive_.heads(kv)),
+                         .row_bytes = static_cast<std::int32_t>(naive_.row_bytes(kv))};
+      };
+      layers.push_back({.key = plane(0),
+                        .value = plane(1),
+                        .num_blocks = static_cast<std::int32_t>(case_.num_blocks),
+                        .block_size = s.block_size,
+                        .has_null_block = case_.has_null_block,
+                        .memory = memory});
+    }
+    return cache_view(std::move(layers));
+  }
+
+  cache_case case_;
+  naive_layout naive_;
+  std::vector<std::byte> expected_;
+  buffer memory_;
+  cache_view view_;
+};
+
+/// Rows outside the cache, [num_rows, heads, row bytes] for the key and for the value, in one of the shapes engines have.
+struct outer_case {
+  enum class kind { contiguous, qkv_slice, spread_heads } kind = kind::contiguous;
+  std::size_t shift = 0;
+
+  static outer_case random(random_source& random) {
+    return {random.pick({kind::contiguous, kind::contiguous, kind::qkv_slice, kind::spread_heads}),
+            static_cast<std::size_t>(random.pick({0, 0, 0, 0, 1, 2, 4, 8}))};
+  }
+  [[nodiscard]] std::string describe() const {
+    static constexpr const char* names[] = {"contiguous", "QKV slice", "spread heads"};
+    return std::string(names[static_cast<int>(kind)]) + " rows shifted by " + std::to_string(shift);
+  }
+};
+
+class outer_rows_layout {
+ public:
+  outer_rows_layout(const outer_case& described, const naive_layout& cache, std::int64_t num_rows) {
+    std::int64_t end = static_cast<std::int64_t>(described.shift);
+    if (described.kind == outer_case::kind::qkv_slice) {
+      // Three query heads as wide as a key head, then keys, then values, in each token's row.
+      const std::int64_t query = 3 * cache.row_bytes(0);
+      const std::int64_t key = cache.heads(0) * cache.row_bytes(0);
+      const std::int64_t token = query + key + cache.heads(1) * cache.row_bytes(1);
+      planes_[0] = {end + query, token, cache.row_bytes(0)};
+      planes_[1] = {end + query + key, token, cache.row_bytes(1)};
+      end += num_rows * token;
+    } else {
+      const std::int64_t spread = described.kind == outer_case::kind::spread_heads ? 2 : 1;
+      for (std::int64_t kv = 0; kv < 2; ++kv) {
+        const std::int64_t head = spread * cache.row_bytes(kv);
+        planes_[static_cast<std::size_t>(kv)] = {end, cache.heads(kv) * head, head};
+        end += num_rows * cache.heads(kv) * head;
+      }
+    }
+    num_bytes_ = static_cast<std::size_t>(end);
+  }
+
+  struct plane {
+    std::int64_t offset = 0, row_stride = 0, head_stride = 0;
+  };
+  [[nodiscard]] const plane& operator[](std::int64_t kv) const { return planes_[static_cast<std::size_t>(kv)]; }
+  [[nodiscard]] std::size_t num_bytes() const { return num_bytes_; }
+  [[nodiscard]] std::int64_t offset(std::int64_t kv, std::int64_t row, std::int64_t head) const {
+    const plane& p = (*this)[kv];
+    return p.offset + row * p.row_stride + head * p.head_stride;
+  }
+
+ private:
+  std::array<plane, 2> planes_{};
+  std::size_t num_bytes_ = 0;
+};
+
+}  // namespace pagedkv::testing
