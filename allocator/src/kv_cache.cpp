@@ -298,10 +298,9 @@ void kv_cache::undo_planned_copies() noexcept {
   for (const planned_copy& copy : planned_) (void)pool_.share(copy.source);
 }
 
-result<block_need> kv_cache::predict_step(std::span<const step_entry> entries) const noexcept {
-  auto& self = const_cast<kv_cache&>(*this);  // what planning touches is put back
-  const result<block_need> need = self.plan_step(entries);
-  if (need) self.undo_planned_copies();
+result<block_need> kv_cache::predict_step(std::span<const step_entry> entries) noexcept {
+  const result<block_need> need = plan_step(entries);
+  if (need) undo_planned_copies();
   return need;
 }
 
@@ -435,12 +434,12 @@ status kv_cache::check_commit(const commit_entry& entry, std::uint64_t this_call
   }
   if (!index_) return {};
   const auto computed = static_cast<std::int32_t>(given);
-  for (const group& in : groups_) {
-    const std::int32_t published = in.rows[handle.index].num_published;
-    if (in.table.logical_block(computed) == published && computed > sequence.computed) continue;
-    if (!agrees(in, static_cast<std::int32_t>(handle.index), content)) {
-      return invalid("the tokens contradict the last block committed: truncate the sequence first",
-                     std::int64_t{published - 1} * in.config.block_size, error::none, index);
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const group& in = groups_[g];
+    if (in.table.logical_block(computed) == in.rows[handle.index].num_published && computed > sequence.computed) continue;
+    if (!agrees(in, static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), content)) {
+      return invalid("the tokens contradict what was committed of these blocks: truncate the sequence first", given,
+                     error::none, index);
     }
   }
   return {};
@@ -453,11 +452,11 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
   }
   for (std::size_t g = 0; index_ && g < groups_.size(); ++g) {
     for (const commit_entry& entry : entries) {
-      if (sequences_[entry.sequence.index].publishes)
-        publish(static_cast<std::int32_t>(g), static_cast<std::int32_t>(entry.sequence.index), entry.content);
+      const auto row = static_cast<std::int32_t>(entry.sequence.index);
+      if (sequences_[row].publishes) publish(static_cast<std::int32_t>(g), row, entry.content);
     }
+    publish_pending();
   }
-  publish_pending();
   for (const auto& [handle, content] : entries) {
     sequence_state& sequence = sequences_[handle.index];
     const auto computed = static_cast<std::int32_t>(content.tokens.size());
@@ -471,14 +470,41 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
   return {};
 }
 
-/// Whether the tokens are those of the last block that was committed, where that is still known.
-bool kv_cache::agrees(const group& in, std::int32_t row, const sequence_tokens& content) const noexcept {
-  const std::int32_t last = in.rows[row].num_published - 1;
-  if (last < 0) return true;
-  const block_id block = in.table.row(row)[last];
-  if (!pool_.is_usable(block) || !index_->has_content(block)) return true;
-  const std::int32_t* const known = index_->tokens(block);
-  return std::equal(known, known + in.config.block_size, content.tokens.begin() + std::int64_t{last} * in.config.block_size);
+/// Whether content says the same as what is recorded of a row's blocks: of the last one it published, and of those it would
+/// publish where a fork of the sequence has done so already.
+bool kv_cache::agrees(const group& in, std::int32_t group_index, std::int32_t row,
+                      const sequence_tokens& content) const noexcept {
+  const row_state& state = in.rows[row];
+  const std::int32_t size = in.config.block_size;
+  const std::span<const block_id> entries = in.table.row(row);
+  const auto tokens_of = [&](std::int32_t k) { return content.tokens.subspan(static_cast<std::size_t>(k) * size, size); };
+  if (const std::int32_t last = state.num_published - 1;
+      last >= 0 && pool_.is_usable(entries[last]) && index_->has_content(entries[last])) {
+    if (!std::ranges::equal(tokens_of(last), std::span(index_->tokens(entries[last]), size))) return false;
+  }
+  const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
+  std::int32_t recorded = full;  // the last block that a fork published
+  while (recorded > state.num_published && !index_->has_content(entries[recorded - 1])) --recorded;
+  if (recorded == state.num_published) return true;
+  block_identity identity = parent_of(in, group_index, row, content);
+  for (std::int32_t k = state.num_published; k < recorded; ++k) {
+    identity = index_->chain(identity, tokens_of(k), keys_of(in, content, k));
+    if (index_->has_content(entries[k]) && index_->identity(entries[k]) != identity) return false;
+  }
+  return true;
+}
+
+/// The identity that the first block to be published follows.
+block_identity kv_cache::parent_of(const group& in, std::int32_t group_index, std::int32_t row,
+                                   const sequence_tokens& content) const noexcept {
+  const row_state& state = in.rows[row];
+  if (state.num_published > 0 && state.parent_known) return state.parent;
+  block_identity parent = index_->root(group_index, content.name_space);
+  const std::int32_t size = in.config.block_size;
+  for (std::int32_t k = 0; k < state.num_published; ++k) {
+    parent = index_->chain(parent, content.tokens.subspan(static_cast<std::size_t>(k) * size, size), keys_of(in, content, k));
+  }
+  return parent;
 }
 
 status kv_cache::commit(sequence_handle handle, std::int32_t num_tokens) noexcept {
@@ -503,18 +529,12 @@ void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequenc
   const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
   if (full <= state.num_published) return;
 
-  const auto chain = [&](std::int32_t block) {
-    state.parent = index_->chain(state.parent, content.tokens.subspan(static_cast<std::size_t>(block) * size, size),
-                                 keys_of(in, content, block));
-  };
-  if (state.num_published == 0 || !state.parent_known) {
-    state.parent = index_->root(group_index, content.name_space);
-    for (std::int32_t k = 0; k < state.num_published; ++k) chain(k);
-    state.parent_known = true;
-  }
+  state.parent = parent_of(in, group_index, row, content);
+  state.parent_known = true;
   const std::span<const block_id> entries = in.table.row(row);
   for (std::int32_t k = state.num_published; k < full; ++k) {
-    chain(k);
+    const auto tokens = content.tokens.subspan(static_cast<std::size_t>(k) * size, size);
+    state.parent = index_->chain(state.parent, tokens, keys_of(in, content, k));
     index_->prefetch(state.parent, entries[k]);
     if (pending_.size() == most_pending) publish_pending();
     pending_.push_back({group_index, row, k, state.parent, content.tokens.subspan(static_cast<std::size_t>(k) * size, size),
@@ -526,8 +546,14 @@ void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequenc
 /// Makes blocks findable, or replaces them by those that hold the same already.
 void kv_cache::publish_pending() noexcept {
   for (const publication& next : pending_) {
+    sequence_state& sequence = sequences_[next.row];
+    if (!sequence.publishes) continue;
     block_id& entry = groups_[next.group].table.row(next.row)[next.logical_block];
-    if (index_->has_content(entry)) continue;  // published by a fork of this sequence
+    if (index_->has_content(entry)) {
+      // A fork has published it: in an earlier call, which said the same, or in this one, which may not have.
+      sequence.publishes = index_->identity(entry) == next.identity;
+      continue;
+    }
     const block_id same = index_->find(next.identity, next.tokens);
     if (same != not_found && config_.merge_duplicates) {
       (void)pool_.share(same);
@@ -730,7 +756,7 @@ void kv_cache::withdraw_all(const std::uint64_t* name_space) noexcept {
     if (index_->has_content(block) && (name_space == nullptr || index_->name_space(block) == *name_space)) withdraw(block);
   }
   for (sequence_state& sequence : sequences_) {
-    const bool concerned = name_space == nullptr || (sequence.has_name_space && sequence.name_space == *name_space);
+    const bool concerned = name_space == nullptr || !sequence.has_name_space || sequence.name_space == *name_space;
     if (concerned && sequence.length > 0) sequence.publishes = false;
   }
 }

@@ -96,8 +96,9 @@ struct step_plan {
   std::span<const std::int32_t> lengths;       ///< [entries]: tokens of each sequence, this step's included.
   std::span<const slot_t> slots;               ///< [groups, sum of num_tokens]: where each token's K and V go.
   std::span<const block_copy> copies;          ///< To run, by copy_blocks, before anything of this step writes.
-  /// This step's, behind those that commits made since the last step (merged duplicates, blocks that left a window). Rows of
-  /// sequences that were added or forked since are read from table(); changes of sequences that ended are left out.
+  /// This step's, behind those that commits made since the last step (merged duplicates, blocks that left a window); without
+  /// those of sequences that ended. Apply them first; then read the rows of sequences that were added or forked since from
+  /// table().
   std::span<const table_change> table_changes;
 
   /// One group's part of `slots`: [sum of num_tokens].
@@ -183,11 +184,11 @@ class kv_cache {
   /// Says what the first content.tokens.size() tokens of sequences are: they are computed and certain. Publishes the blocks
   /// they fill (with prefix_sharing), then releases what left a window. Best called once a step for all its sequences: cold
   /// lines are fetched together.
-  /// @return with nothing changed, and `index` saying which entry: stale_sequence; invalid_argument: a sequence repeated, fewer
-  /// tokens than
-  ///         were committed, more than the sequence holds, another namespace, extra_keys of the wrong length, or tokens that
-  ///         contradict the last block committed (looked at when the call fills another block, or adds no token: nothing is
-  ///         published behind tokens that differ).
+  /// Forks that contradict each other within one call: the first one's tokens count, the other publishes no more.
+  /// @return with nothing changed, and `index` saying which entry: stale_sequence; invalid_argument: a sequence repeated,
+  ///         fewer tokens than were committed, more than the sequence holds, another namespace, extra_keys of the wrong
+  ///         length, or tokens that contradict the last block committed, or a block that a fork of the sequence committed
+  ///         (looked at when the call fills another block, or adds no token: nothing is published behind tokens that differ).
   /// Cost: O(entries + blocks newly filled); after a truncate() into committed blocks once O(tokens), to hash them again.
   status commit(std::span<const commit_entry> entries) noexcept;
   status commit(sequence_handle sequence, const sequence_tokens& content) noexcept {
@@ -227,8 +228,9 @@ class kv_cache {
     block_need need;
   };
   [[nodiscard]] result<add_prediction> predict_add(const sequence_tokens& content) const noexcept;
-  /// What step(entries) would take. Same errors but out_of_blocks. Changes nothing. Cost: O(groups * entries).
-  [[nodiscard]] result<block_need> predict_step(std::span<const step_entry> entries) const noexcept;
+  /// What step(entries) would take. Same errors but out_of_blocks. Changes nothing that shows (it plans, and takes that back).
+  /// Cost: O(groups * entries).
+  [[nodiscard]] result<block_need> predict_step(std::span<const step_entry> entries) noexcept;
   /// What a sequence that grows to `num_tokens` tokens needs beyond its blocks, at most `in_flight` tokens being scheduled
   /// ahead of the computed ones: what left a window is used again. stale_sequence; invalid_argument: fewer than it holds, or
   /// in_flight < 1. O(groups).
@@ -355,7 +357,10 @@ class kv_cache {
   void take(std::span<block_id> blocks) noexcept;
   void make_tail_private(group& in, std::int32_t row) noexcept;
   void extend(std::int32_t group_index, std::int32_t row, std::int32_t num_tokens) noexcept;
-  [[nodiscard]] bool agrees(const group& in, std::int32_t row, const sequence_tokens& content) const noexcept;
+  [[nodiscard]] bool agrees(const group& in, std::int32_t group_index, std::int32_t row,
+                            const sequence_tokens& content) const noexcept;
+  [[nodiscard]] block_identity parent_of(const group& in, std::int32_t group_index, std::int32_t row,
+                                         const sequence_tokens& content) const noexcept;
   void publish(std::int32_t group_index, std::int32_t row, const sequence_tokens& content) noexcept;
   void publish_pending() noexcept;
   void leave_windows(std::int32_t row, std::int32_t computed) noexcept;
