@@ -9,6 +9,7 @@
 #include <ostream>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <pagedkv/kv_cache.hpp>
@@ -19,7 +20,7 @@ namespace {
 
 using namespace pagedkv;
 
-constexpr std::int64_t operations_per_case = 1'300'000;  // eight cases: more than ten million
+constexpr std::int64_t operations_per_case = 650'000;  // eight cases, each with both ways of release: more than ten million
 
 struct stress_case {
   const char* name;
@@ -89,6 +90,8 @@ class stress_run {
     const std::int64_t validate_every = test_.config.num_blocks <= 64 ? 1 : 4'096;
     for (std::int64_t i = 0; i < operations; ++i) {
       act();
+      // The device is a few steps behind.
+      if (const epoch_t epoch = cache_.begin_step(); test_.config.deferred_release && epoch % 3 == 0) cache_.retire(epoch - 3);
       if (i % validate_every == 0) {
         const status valid = cache_.validate();
         ASSERT_TRUE(valid) << valid.error().message() << " after operation " << i;
@@ -97,7 +100,9 @@ class stress_run {
     }
     EXPECT_GT(times_full_, 0) << "the pool was never exhausted: the case is too mild";
     EXPECT_GT(finished_, 0);
+    EXPECT_EQ(times_waited_ > 0, test_.config.deferred_release);
     while (!live_.empty()) release(live_.size() - 1);
+    cache_.retire(cache_.begin_step());
     const cache_statistics end = cache_.statistics();
     EXPECT_EQ(end.free_blocks, end.usable_blocks);
     EXPECT_EQ(end.sequences, 0);
@@ -161,6 +166,11 @@ class stress_run {
       }
       ASSERT_EQ(plan.error().code, errc::out_of_blocks) << plan.error().message();
       ASSERT_GT(plan.error().value, plan.error().limit);
+      if (plan.error().held > 0 && test_.config.deferred_release) {  // an engine waits before it preempts
+        ++times_waited_;
+        cache_.retire(cache_.begin_step());
+        return;
+      }
       ++times_full_;
       release(live_.size() - 1);  // preempt the latest
       return;
@@ -223,19 +233,25 @@ class stress_run {
   std::vector<step_entry> entries_;
   std::uint64_t last_owner_ = 0;
   std::int64_t times_full_ = 0;
+  std::int64_t times_waited_ = 0;
   std::int64_t finished_ = 0;
 };
 
-class kv_cache_stress : public ::testing::TestWithParam<stress_case> {};
+class kv_cache_stress : public ::testing::TestWithParam<std::tuple<stress_case, bool>> {};
 
 TEST_P(kv_cache_stress, LosesNothing) {
   const std::uint64_t seed = pagedkv::testing::seed_or(20'240'601);
   SCOPED_TRACE(pagedkv::testing::replay_hint(seed));
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
-  stress_run(GetParam(), seed).run(operations_per_case);
+  auto [test, deferred_release] = GetParam();
+  test.config.deferred_release = deferred_release;
+  stress_run(test, seed).run(operations_per_case);
 }
 
-INSTANTIATE_TEST_SUITE_P(, kv_cache_stress, ::testing::ValuesIn(stress_cases()),
-                         [](const auto& test) { return std::string(test.param.name); });
+INSTANTIATE_TEST_SUITE_P(, kv_cache_stress, ::testing::Combine(::testing::ValuesIn(stress_cases()), ::testing::Bool()),
+                         [](const auto& test) {
+                           return std::string(std::get<0>(test.param).name) +
+                                  (std::get<1>(test.param) ? "_deferred" : "_immediate");
+                         });
 
 }  // namespace
