@@ -605,7 +605,8 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
   for (group& in : groups_) {
     row_state& state = in.rows[row];
     const std::int32_t kept = in.table.blocks_for(num_tokens);
-    release_row(in, row, kept, eviction_priority::normal);
+    // At the lowest priority, so that no child ever ranks above its parent.
+    release_row(in, row, kept, eviction_priority::low);
     state.num_blocks = kept;
     state.tail_room = kept * in.config.block_size - num_tokens;
     if (state.tail_room > 0) {

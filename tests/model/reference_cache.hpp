@@ -236,7 +236,7 @@ class reference_cache {
       }
     }
     for (int g = 0; g < num_groups(); ++g) {
-      release_entries(shortened.tables[g], entries_for(g, num_tokens), eviction_priority::normal);
+      release_entries(shortened.tables[g], entries_for(g, num_tokens), eviction_priority::low);
       const int full = num_tokens / config_.groups[g].block_size;
       events_.shortened_publications += shortened.published[g] > full;
       if (full < shortened.published[g]) shortened.says_again[g] = true;

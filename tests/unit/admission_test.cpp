@@ -9,22 +9,15 @@
 #include <utility>
 #include <vector>
 
-#include <pagedkv/kv_cache.hpp>
+#include "cache_test.hpp"
 
 #include "seed.hpp"
 
 namespace {
 
 using namespace pagedkv;
-using ids = std::vector<int>;
-using text = std::vector<std::int32_t>;
-using keys = std::vector<std::uint64_t>;
+using namespace pagedkv::testing;
 
-text prompt(int count) {
-  text out(count);
-  std::iota(out.begin(), out.end(), 1);
-  return out;
-}
 /// The first `shared` tokens are prompt()'s, the others are of `which` alone.
 text variant(int which, int shared, int count) {
   text out = prompt(count);
@@ -32,8 +25,7 @@ text variant(int which, int shared, int count) {
   return out;
 }
 
-/// With deferred release, what a call released is retired at once: the same blocks are expected in both settings.
-class admission : public ::testing::TestWithParam<bool> {
+class admission : public cache_test {
  protected:
   static kv_cache_config with_usable_blocks(std::int32_t usable_blocks,
                                             std::vector<group_config> groups = {{.block_size = 4}}) {
@@ -44,15 +36,6 @@ class admission : public ::testing::TestWithParam<bool> {
             .prefix_sharing = true,
             .deferred_release = GetParam()};
   }
-  static void settle(kv_cache& cache) {
-    cache.retire(cache.begin_step());
-    cache.validate().value();
-  }
-  static sequence_handle grown(kv_cache& cache, int num_tokens) {
-    const sequence_handle sequence = cache.add().value();
-    (void)cache.step({{sequence, num_tokens}}).value();
-    return sequence;
-  }
   static sequence_handle computed(kv_cache& cache, const text& tokens) {
     const added_sequence added = cache.add({.tokens = tokens}).value();
     (void)cache.step({{added.sequence, static_cast<std::int32_t>(tokens.size()) - added.num_cached_tokens}}).value();
@@ -60,20 +43,9 @@ class admission : public ::testing::TestWithParam<bool> {
     settle(cache);
     return added.sequence;
   }
-  static void finish(kv_cache& cache, sequence_handle sequence) {
-    cache.release(sequence).value();
-    settle(cache);
-  }
 };
 
-INSTANTIATE_TEST_SUITE_P(, admission, ::testing::Bool(),
-                         [](const auto& test) { return std::string(test.param ? "deferred" : "immediate"); });
-
-ids table_of(const kv_cache& cache, sequence_handle sequence) {
-  ids out;
-  for (const block_id block : cache.table(sequence).value()) out.push_back(to_int(block));
-  return out;
-}
+PAGEDKV_BOTH_RELEASES(admission);
 
 TEST_P(admission, AStepNeedsNewBlocksAndCopies) {
   kv_cache cache(with_usable_blocks(8));
@@ -142,6 +114,63 @@ TEST_P(admission, AWindowCapsWhatALongPromptNeeds) {
       const sequence_handle a = cache.add().value();
       EXPECT_EQ(cache.blocks_to_completion(a, 128, in_flight).value().new_blocks, cap);
       EXPECT_EQ(cache.blocks_to_completion(a, 1, in_flight).value().new_blocks, 1) << "a short one needs its own blocks only";
+    }
+  }
+}
+
+TEST_P(admission, OnlyBlocksOfItsOwnComeBackWhenTheyLeaveTheWindow) {
+  kv_cache cache(with_usable_blocks(30, {{.block_size = 1, .window = 4}}));
+  const sequence_handle a = grown(cache, 4);
+  EXPECT_EQ(cache.blocks_to_completion(a, 100, 1).value().new_blocks, 1) << "five, of which it has four";
+  const sequence_handle b = cache.fork(a).value();
+  EXPECT_EQ(cache.blocks_to_completion(b, 100, 1).value().new_blocks, 5) << "what left it is in the other's window";
+  finish(cache, a);
+  EXPECT_EQ(cache.blocks_to_completion(b, 100, 1).value().new_blocks, 1);
+}
+
+TEST_P(admission, ASinkBlockThatIsCopiedIsANewOne) {
+  kv_cache cache(with_usable_blocks(30, {{.block_size = 2, .window = 3, .sink_tokens = 2}}));
+  const sequence_handle a = grown(cache, 1);
+  const sequence_handle b = cache.fork(a).value();
+  EXPECT_EQ(cache.blocks_to_completion(b, 39, 18).value().new_blocks, 12);
+  finish(cache, a);
+  EXPECT_EQ(cache.blocks_to_completion(b, 39, 18).value().new_blocks, 11);
+}
+
+TEST_P(admission, TwoRequestsDoNotBothCountOnOneWindowsBlocks) {
+  const text first = variant(1, 6, 50);
+  const text second = variant(2, 6, 50);
+  const std::vector<sequence_tokens> requests{{.tokens = first}, {.tokens = second}};
+  for (const int usable_blocks : {3, 5}) {
+    kv_cache cache(with_usable_blocks(usable_blocks, {{.block_size = 2, .window = 4}}));
+    finish(cache, computed(cache, prompt(6)));
+    EXPECT_EQ(cache.predict_add({.tokens = first}).value().need, (block_need{0, 2}));
+    EXPECT_EQ(cache.how_many_fit(requests, 1), 1) << "three blocks each";
+  }
+}
+
+TEST_P(admission, TwoRequestsThatShareAWindowsBlocksAreCountedAtTheirWorst) {
+  const text first = variant(1, 6, 50);
+  const text second = variant(2, 6, 50);
+  const std::vector<sequence_tokens> requests{{.tokens = first}, {.tokens = second}};
+  // The two blocks of the hit, and three for each, as if neither had them back from the other: eight. Never too few, however
+  // they take turns.
+  kv_cache tight(with_usable_blocks(7, {{.block_size = 2, .window = 4}}));
+  finish(tight, computed(tight, prompt(6)));
+  EXPECT_EQ(tight.how_many_fit(requests, 1), 1);
+  for (unsigned seed = 0; seed < 50; ++seed) {
+    kv_cache cache(with_usable_blocks(8, {{.block_size = 2, .window = 4}}));
+    finish(cache, computed(cache, prompt(6)));
+    ASSERT_EQ(cache.how_many_fit(requests, 1), 2);
+    std::mt19937 random(seed);
+    sequence_handle sequences[2];
+    for (int i = 0; i < 2; ++i) sequences[i] = cache.add(requests[i]).value().sequence;
+    for (int lengths[] = {6, 6}; lengths[0] < 50 || lengths[1] < 50;) {
+      const bool second_grows = lengths[0] == 50 || (lengths[1] < 50 && random() % 8 < seed % 9);
+      const sequence_handle grows = sequences[second_grows];
+      ASSERT_TRUE(cache.step({{grows, 1}}));
+      cache.commit(grows, {.tokens = requests[second_grows].tokens.first(++lengths[second_grows])}).value();
+      settle(cache);
     }
   }
 }

@@ -7,13 +7,12 @@
 #include <tuple>
 #include <vector>
 
-#include <pagedkv/kv_cache.hpp>
+#include "cache_test.hpp"
 
 namespace {
 
 using namespace pagedkv;
-using ids = std::vector<int>;
-using text = std::vector<std::int32_t>;
+using namespace pagedkv::testing;
 
 /// The first `count` tokens of text number `which`; different texts have no token in common.
 text words(int which, int count) {
@@ -22,8 +21,7 @@ text words(int which, int count) {
   return out;
 }
 
-/// With deferred release, what a call released is retired at once: the same blocks are expected in both settings.
-class eviction : public ::testing::TestWithParam<bool> {
+class eviction : public cache_test {
  protected:
   static kv_cache make(std::int32_t usable_blocks) {
     return kv_cache({.num_blocks = usable_blocks + 1,
@@ -33,10 +31,6 @@ class eviction : public ::testing::TestWithParam<bool> {
                      .prefix_sharing = true,
                      .deferred_release = GetParam()});
   }
-  static void settle(kv_cache& cache) {
-    cache.retire(cache.begin_step());
-    cache.validate().value();
-  }
   static sequence_handle computed(kv_cache& cache, const text& tokens, std::uint64_t name_space = 0) {
     const sequence_tokens content{.tokens = tokens, .name_space = name_space};
     const added_sequence added = cache.add(content).value();
@@ -45,20 +39,11 @@ class eviction : public ::testing::TestWithParam<bool> {
     settle(cache);
     return added.sequence;
   }
-  static void finish(kv_cache& cache, sequence_handle sequence, eviction_priority priority = eviction_priority::normal) {
-    cache.release(sequence, priority).value();
-    settle(cache);
-  }
   /// Takes blocks for content that nobody looks for.
   static ids take_tokens(kv_cache& cache, int num_tokens) {
     const sequence_handle sequence = cache.add().value();
     (void)cache.step({{sequence, num_tokens}}).value();
     return table_of(cache, sequence);
-  }
-  static ids table_of(const kv_cache& cache, sequence_handle sequence) {
-    ids out;
-    for (const block_id block : cache.table(sequence).value()) out.push_back(to_int(block));
-    return out;
   }
   static status evict(kv_cache& cache, const ids& wanted) {
     std::vector<block_id> blocks;
@@ -70,8 +55,7 @@ class eviction : public ::testing::TestWithParam<bool> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(, eviction, ::testing::Bool(),
-                         [](const auto& test) { return std::string(test.param ? "deferred" : "immediate"); });
+PAGEDKV_BOTH_RELEASES(eviction);
 
 TEST_P(eviction, FreeBlocksAreTakenBeforeCachedOnesAndTailsBeforeHeads) {
   kv_cache cache = make(5);

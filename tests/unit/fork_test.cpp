@@ -8,41 +8,22 @@
 #include <utility>
 #include <vector>
 
-#include <pagedkv/kv_cache.hpp>
+#include "cache_test.hpp"
 
 namespace {
 
 using namespace pagedkv;
-using ids = std::vector<int>;
-using slots = std::vector<slot_t>;
+using namespace pagedkv::testing;
 using copies = std::vector<std::pair<int, int>>;
-using text = std::vector<std::int32_t>;
 
 const kv_cache_config twelve_blocks_of_four{
     .num_blocks = 13, .groups = {{.block_size = 4}}, .max_sequences = 5, .max_tokens_per_sequence = 32, .prefix_sharing = true};
 
-text prompt(int count) {
-  text out(count);
-  std::iota(out.begin(), out.end(), 1);
-  return out;
-}
-
-/// With deferred release, what a call released is retired at once: the same blocks are expected in both settings.
-class forking : public ::testing::TestWithParam<bool> {
+class forking : public cache_test {
  protected:
   static kv_cache make(kv_cache_config config = twelve_blocks_of_four) {
     config.deferred_release = GetParam();
     return kv_cache(config);
-  }
-  static void settle(kv_cache& cache) {
-    cache.retire(cache.begin_step());
-    cache.validate().value();
-  }
-  /// A sequence of `num_tokens` tokens, uncommitted.
-  static sequence_handle grown(kv_cache& cache, int num_tokens) {
-    const sequence_handle sequence = cache.add().value();
-    (void)cache.step({{sequence, num_tokens}}).value();
-    return sequence;
   }
   static sequence_handle fork(kv_cache& cache, sequence_handle sequence) {
     const sequence_handle child = cache.fork(sequence).value();
@@ -57,23 +38,12 @@ class forking : public ::testing::TestWithParam<bool> {
     cache.truncate(sequence, num_tokens).value();
     settle(cache);
   }
-  static void finish(kv_cache& cache, sequence_handle sequence) {
-    cache.release(sequence).value();
-    settle(cache);
-  }
   static int found(const kv_cache& cache, const text& tokens) {
     return cache.predict_add({.tokens = tokens}).value().num_cached_tokens;
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(, forking, ::testing::Bool(),
-                         [](const auto& test) { return std::string(test.param ? "deferred" : "immediate"); });
-
-ids table_of(const kv_cache& cache, sequence_handle sequence, int group = 0) {
-  ids out;
-  for (const block_id block : cache.table(sequence, group).value()) out.push_back(to_int(block));
-  return out;
-}
+PAGEDKV_BOTH_RELEASES(forking);
 
 copies copies_of(const step_plan& plan) {
   copies out;
@@ -303,6 +273,37 @@ TEST_P(forking, ACommitThatContradictsWhatAForkCommittedIsRefused) {
   EXPECT_EQ(cache.dump_json(), before);
   commit(cache, b, prompt(12));
   EXPECT_EQ(found(cache, prompt(13)), 12);
+}
+
+TEST_P(forking, OfForksThatContradictEachOtherInOneCommitTheFirstCounts) {
+  kv_cache cache = make();
+  const sequence_handle a = grown(cache, 8);
+  const sequence_handle b = fork(cache, a);
+  (void)cache.step({{b, 5}}).value();
+  const text p = prompt(8);
+  text q = prompt(13);
+  q[1] = -1;
+  cache.commit(std::vector<commit_entry>{{a, {.tokens = p}}, {b, {.tokens = std::span(q).first(12)}}}).value();
+  settle(cache);
+  EXPECT_EQ(found(cache, prompt(9)), 8);
+  // Were the third block found behind q, it would be with keys and values that were computed behind p.
+  const sequence_handle c = grown(cache, 8);
+  cache.commit(c, {.tokens = std::span(q).first(8)}).value();
+  settle(cache);
+  EXPECT_EQ(found(cache, q), 8);
+}
+
+TEST_P(forking, ForksOfOneCommitMergeIntoOneTwin) {
+  kv_cache cache = make();
+  const sequence_handle a = grown(cache, 8);
+  const sequence_handle b = fork(cache, a);
+  const sequence_handle c = grown(cache, 8);
+  const text p = prompt(8);
+  cache.commit(std::vector<commit_entry>{{c, {.tokens = p}}, {a, {.tokens = p}}, {b, {.tokens = p}}}).value();
+  settle(cache);
+  for (const sequence_handle sequence : {a, b, c}) EXPECT_EQ(table_of(cache, sequence), (ids{3, 4}));
+  EXPECT_EQ(cache.statistics().blocks_merged, 4);
+  EXPECT_EQ(cache.statistics().free_blocks, 10);
 }
 
 TEST_P(forking, AStepWhoseCopiesDoNotFitChangesNothing) {

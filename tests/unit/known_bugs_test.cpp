@@ -13,25 +13,16 @@
 #include <utility>
 #include <vector>
 
-#include <pagedkv/kv_cache.hpp>
+#include "cache_test.hpp"
 
 #include "seed.hpp"
 
 namespace {
 
 using namespace pagedkv;
-using ids = std::vector<int>;
-using slots = std::vector<slot_t>;
-using text = std::vector<std::int32_t>;
+using namespace pagedkv::testing;
 
-text prompt(int count) {
-  text out(count);
-  std::iota(out.begin(), out.end(), 1);
-  return out;
-}
-
-/// With deferred release, what a call released is retired at once: the same blocks are expected in both settings.
-class known_bugs : public ::testing::TestWithParam<bool> {
+class known_bugs : public cache_test {
  protected:
   static kv_cache_config with_usable_blocks(std::int32_t usable_blocks,
                                             std::vector<group_config> groups = {{.block_size = 4}}) {
@@ -42,40 +33,15 @@ class known_bugs : public ::testing::TestWithParam<bool> {
             .prefix_sharing = true,
             .deferred_release = GetParam()};
   }
-  static void settle(kv_cache& cache) {
-    cache.retire(cache.begin_step());
-    cache.validate().value();
-  }
-  static sequence_handle grown(kv_cache& cache, int num_tokens) {
-    const sequence_handle sequence = cache.add().value();
-    (void)cache.step({{sequence, num_tokens}}).value();
-    return sequence;
-  }
   static sequence_handle computed(kv_cache& cache, const text& tokens) {
     const sequence_handle sequence = grown(cache, static_cast<int>(tokens.size()));
     cache.commit(sequence, {.tokens = tokens}).value();
     settle(cache);
     return sequence;
   }
-  static void finish(kv_cache& cache, sequence_handle sequence) {
-    cache.release(sequence).value();
-    settle(cache);
-  }
 };
 
-INSTANTIATE_TEST_SUITE_P(, known_bugs, ::testing::Bool(),
-                         [](const auto& test) { return std::string(test.param ? "deferred" : "immediate"); });
-
-ids table_of(const kv_cache& cache, sequence_handle sequence, int group = 0) {
-  ids out;
-  for (const block_id block : cache.table(sequence, group).value()) out.push_back(to_int(block));
-  return out;
-}
-
-template <class T>
-std::vector<T> copy(std::span<const T> span) {
-  return {span.begin(), span.end()};
-}
+PAGEDKV_BOTH_RELEASES(known_bugs);
 
 /// Drives a cache through everything that moves blocks; what is to hold in between is each test's own.
 class random_run {
@@ -497,7 +463,7 @@ TEST_P(known_bugs, CompletionNeverObserved) {
   EXPECT_EQ(cache.statistics().free_blocks, 6);
 }
 
-// Several forks; LMCache's offset helper.
+// Several forks; LMCache's offsets.
 TEST_P(known_bugs, Int32OverflowOfBlockTimesStride) {
   constexpr std::int32_t large = 1 << 20;
   // The first group keeps a step's slots few; a block of the second has a million tokens.

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include <pagedkv/kv_cache.hpp>
+#include "cache_test.hpp"
 
 #include "seed.hpp"
 
@@ -50,7 +50,7 @@ void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { s
 namespace {
 
 using namespace pagedkv;
-using text = std::vector<std::int32_t>;
+using namespace pagedkv::testing;
 
 TEST(NoHeap, TheCounterCounts) {
   const std::int64_t before = num_allocations;
@@ -62,7 +62,7 @@ TEST(NoHeap, TheCounterCounts) {
 }
 
 /// Every call an engine makes, in random order. The test's own vectors are reserved beforehand.
-class no_heap : public ::testing::TestWithParam<bool> {
+class no_heap : public cache_test {
  protected:
   static constexpr int max_sequences = 12;
   static constexpr int max_tokens = 96;
@@ -92,10 +92,11 @@ TEST_P(no_heap, NoCallOfASteadyStateAllocates) {
   SCOPED_TRACE(pagedkv::testing::replay_hint(seed_));
   kv_cache cache(config());
   std::vector<step_entry> entries(max_sequences);
+  std::vector<commit_entry> commits(max_sequences);
   std::vector<sequence_tokens> requests(3);
   std::vector<std::uint64_t> keys(max_tokens);
   text prompt(max_tokens);
-  // Prompts of one start, which share, fork and diverge. Who shares a block gives it the same tokens: they depend on the start.
+  // All sequences are of one text, so that they share and merge, and nobody contradicts anybody.
   std::iota(prompt.begin(), prompt.end(), 1);
   const std::span<const std::int32_t> tokens(prompt);
   std::int64_t refused = 0;
@@ -145,7 +146,14 @@ TEST_P(no_heap, NoCallOfASteadyStateAllocates) {
       const auto length = cache.length(certain);
       if (!computed || !length) continue;
       const int count = *computed + pick(*length - *computed + 1);
-      if (pick(10) == 0) {
+      if (pick(3) == 0) {
+        int num_commits = 0;
+        for (int k = 0; k < num_live_; ++k) {
+          const auto grown_to = cache.length(live_[k]);
+          if (grown_to) commits[num_commits++] = {live_[k], {.tokens = tokens.first(*grown_to)}};
+        }
+        refused += !cache.commit(std::span<const commit_entry>(commits).first(num_commits));
+      } else if (pick(10) == 0) {
         refused += !cache.commit(certain, count - pick(2));
       } else {
         refused += !cache.commit(certain, {.tokens = tokens.first(count)});

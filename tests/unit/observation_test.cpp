@@ -8,22 +8,14 @@
 #include <utility>
 #include <vector>
 
-#include <pagedkv/kv_cache.hpp>
+#include "cache_test.hpp"
 
 namespace {
 
 using namespace pagedkv;
-using ids = std::vector<int>;
-using text = std::vector<std::int32_t>;
+using namespace pagedkv::testing;
 
-text prompt(int count) {
-  text out(count);
-  std::iota(out.begin(), out.end(), 1);
-  return out;
-}
-
-/// With deferred release, what a call released is retired at once: the same blocks are expected in both settings.
-class observation : public ::testing::TestWithParam<bool> {
+class observation : public cache_test {
  protected:
   static kv_cache make(std::vector<group_config> groups = {{.block_size = 4}}) {
     return kv_cache({.num_blocks = 13,
@@ -33,27 +25,13 @@ class observation : public ::testing::TestWithParam<bool> {
                      .prefix_sharing = true,
                      .deferred_release = GetParam()});
   }
-  static void settle(kv_cache& cache) {
-    cache.retire(cache.begin_step());
-    cache.validate().value();
-  }
-  static sequence_handle grown(kv_cache& cache, int num_tokens) {
-    const sequence_handle sequence = cache.add().value();
-    (void)cache.step({{sequence, num_tokens}}).value();
-    return sequence;
-  }
   static void commit(kv_cache& cache, sequence_handle sequence, const sequence_tokens& content) {
     cache.commit(sequence, content).value();
     settle(cache);
   }
-  static void finish(kv_cache& cache, sequence_handle sequence) {
-    cache.release(sequence).value();
-    settle(cache);
-  }
 };
 
-INSTANTIATE_TEST_SUITE_P(, observation, ::testing::Bool(),
-                         [](const auto& test) { return std::string(test.param ? "deferred" : "immediate"); });
+PAGEDKV_BOTH_RELEASES(observation);
 
 TEST_P(observation, BlocksAreCountedByState) {
   kv_cache cache = make();

@@ -8,36 +8,23 @@
 #include <utility>
 #include <vector>
 
-#include <pagedkv/kv_cache.hpp>
+#include "cache_test.hpp"
 
 namespace {
 
 using namespace pagedkv;
-using ids = std::vector<int>;
-using text = std::vector<std::int32_t>;
-using keys = std::vector<std::uint64_t>;
+using namespace pagedkv::testing;
 
 const kv_cache_config twelve_blocks_of_four{
     .num_blocks = 13, .groups = {{.block_size = 4}}, .max_sequences = 4, .max_tokens_per_sequence = 32, .prefix_sharing = true};
 
-/// The first `count` tokens of the text that starts with `first`; texts of different starts have no token in common.
-text prompt(int count, int first = 1) {
-  text out(count);
-  std::iota(out.begin(), out.end(), first);
-  return out;
-}
 text other(int count) { return prompt(count, 1'001); }
 
-/// With deferred release, what a call released is retired at once: the same blocks are expected in both settings.
-class prefix_sharing : public ::testing::TestWithParam<bool> {
+class prefix_sharing : public cache_test {
  protected:
   static kv_cache make(kv_cache_config config = twelve_blocks_of_four) {
     config.deferred_release = GetParam();
     return kv_cache(config);
-  }
-  static void settle(kv_cache& cache) {
-    cache.retire(cache.begin_step());
-    cache.validate().value();
   }
   static sequence_handle scheduled(kv_cache& cache, const sequence_tokens& content) {
     const added_sequence added = cache.add(content).value();
@@ -53,23 +40,12 @@ class prefix_sharing : public ::testing::TestWithParam<bool> {
     commit(cache, sequence, content);
     return sequence;
   }
-  static void finish(kv_cache& cache, sequence_handle sequence) {
-    cache.release(sequence).value();
-    settle(cache);
-  }
   static int found(const kv_cache& cache, const sequence_tokens& content) {
     return cache.predict_add(content).value().num_cached_tokens;
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(, prefix_sharing, ::testing::Bool(),
-                         [](const auto& test) { return std::string(test.param ? "deferred" : "immediate"); });
-
-ids table_of(const kv_cache& cache, sequence_handle sequence) {
-  ids out;
-  for (const block_id block : cache.table(sequence).value()) out.push_back(to_int(block));
-  return out;
-}
+PAGEDKV_BOTH_RELEASES(prefix_sharing);
 
 std::vector<table_change> changes_of(const step_plan& plan) { return {plan.table_changes.begin(), plan.table_changes.end()}; }
 
@@ -301,6 +277,65 @@ TEST_P(prefix_sharing, ACommitThatIsRefusedChangesNothing) {
   EXPECT_EQ(cache.dump_json(), before);
   commit(cache, a, {.tokens = prompt(12), .name_space = 5});
   EXPECT_EQ(found(cache, {.tokens = prompt(13), .name_space = 5}), 12);
+}
+
+TEST_P(prefix_sharing, ACommitOfManyIsAllOrNothing) {
+  kv_cache cache = make();
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(9)});
+  const sequence_handle b = scheduled(cache, {.tokens = other(9)});
+  const text p = prompt(9);
+  const text q = other(10);
+  const std::string before = cache.dump_json();
+  const auto refused = [&](const std::vector<commit_entry>& entries) {
+    const error cause = cache.commit(entries).error();
+    EXPECT_EQ(cache.dump_json(), before);
+    EXPECT_EQ(cause.index, 1);
+    cache.validate().value();
+    return cause.code;
+  };
+  EXPECT_EQ(refused({{a, {.tokens = p}}, {b, {.tokens = q}}}), errc::invalid_argument) << "more than b holds";
+  EXPECT_EQ(refused({{a, {.tokens = p}}, {a, {.tokens = p}}}), errc::invalid_argument) << "twice";
+  EXPECT_EQ(refused({{a, {.tokens = p}}, {sequence_handle{}, {.tokens = p}}}), errc::stale_sequence);
+  cache.commit(std::vector<commit_entry>{{a, {.tokens = p}}, {b, {.tokens = std::span(q).first(9)}}}).value();
+  EXPECT_EQ(found(cache, {.tokens = p}), 8);
+  EXPECT_EQ(found(cache, {.tokens = q}), 8);
+  cache.commit(std::span<const commit_entry>()).value();
+  cache.validate().value();
+}
+
+TEST_P(prefix_sharing, DuplicatesOfOneCommitMerge) {
+  kv_cache cache = make();
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(9)});
+  const sequence_handle b = scheduled(cache, {.tokens = prompt(9)});
+  const text p = prompt(9);
+  cache.commit(std::vector<commit_entry>{{b, {.tokens = p}}, {a, {.tokens = p}}}).value();
+  settle(cache);
+  EXPECT_EQ(table_of(cache, b), (ids{4, 5, 6})) << "the first of the call is kept";
+  EXPECT_EQ(table_of(cache, a), (ids{4, 5, 3}));
+  EXPECT_EQ(cache.statistics().free_blocks, 8);
+}
+
+TEST_P(prefix_sharing, ManyBlocksCommittedTogetherAreThoseCommittedApart) {
+  kv_cache_config config = twelve_blocks_of_four;
+  config.num_blocks = 400;
+  config.max_sequences = 5;
+  config.max_tokens_per_sequence = 400;
+  config.hash_seed = 1;
+  kv_cache together = make(config);
+  kv_cache apart = make(config);
+  const text texts[] = {prompt(300), prompt(250), other(333), prompt(333)};
+  std::vector<commit_entry> entries;
+  for (const text& tokens : texts) {
+    const sequence_handle sequence = scheduled(together, {.tokens = tokens});
+    ASSERT_EQ(scheduled(apart, {.tokens = tokens}), sequence);
+    entries.push_back({sequence, {.tokens = tokens}});
+  }
+  together.commit(entries).value();
+  for (const commit_entry& entry : entries) apart.commit(entry.sequence, entry.content).value();
+  settle(together);
+  settle(apart);
+  EXPECT_EQ(together.dump_json(), apart.dump_json());
+  EXPECT_EQ(found(together, {.tokens = prompt(333)}), 332);
 }
 
 TEST_P(prefix_sharing, AContradictionOfAHitIsRefusedToo) {

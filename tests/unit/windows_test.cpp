@@ -7,27 +7,17 @@
 #include <utility>
 #include <vector>
 
-#include <pagedkv/kv_cache.hpp>
+#include "cache_test.hpp"
 
 namespace {
 
 using namespace pagedkv;
-using ids = std::vector<int>;
-using slots = std::vector<slot_t>;
-using text = std::vector<std::int32_t>;
-using keys = std::vector<std::uint64_t>;
+using namespace pagedkv::testing;
 
 /// Before position p, a window of four tokens needs the positions from p - 3 on.
 constexpr group_config window_of_four{.block_size = 2, .window = 4};
 
-text prompt(int count) {
-  text out(count);
-  std::iota(out.begin(), out.end(), 1);
-  return out;
-}
-
-/// With deferred release, what a call released is retired at once: the same blocks are expected in both settings.
-class windows : public ::testing::TestWithParam<bool> {
+class windows : public cache_test {
  protected:
   static kv_cache make(std::int32_t usable_blocks, std::vector<group_config> groups) {
     return kv_cache({.num_blocks = usable_blocks + 1,
@@ -36,15 +26,6 @@ class windows : public ::testing::TestWithParam<bool> {
                      .max_tokens_per_sequence = 100,
                      .prefix_sharing = true,
                      .deferred_release = GetParam()});
-  }
-  static void settle(kv_cache& cache) {
-    cache.retire(cache.begin_step());
-    cache.validate().value();
-  }
-  static sequence_handle grown(kv_cache& cache, int num_tokens) {
-    const sequence_handle sequence = cache.add().value();
-    (void)cache.step({{sequence, num_tokens}}).value();
-    return sequence;
   }
   static void commit(kv_cache& cache, sequence_handle sequence, int num_tokens) {
     cache.commit(sequence, num_tokens).value();
@@ -56,10 +37,6 @@ class windows : public ::testing::TestWithParam<bool> {
     settle(cache);
     return sequence;
   }
-  static void finish(kv_cache& cache, sequence_handle sequence) {
-    cache.release(sequence).value();
-    settle(cache);
-  }
   static void evict(kv_cache& cache, int id) {
     const block_id block{id};
     cache.evict({&block, 1}).value();
@@ -70,19 +47,7 @@ class windows : public ::testing::TestWithParam<bool> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(, windows, ::testing::Bool(),
-                         [](const auto& test) { return std::string(test.param ? "deferred" : "immediate"); });
-
-ids table_of(const kv_cache& cache, sequence_handle sequence, int group = 0) {
-  ids out;
-  for (const block_id block : cache.table(sequence, group).value()) out.push_back(to_int(block));
-  return out;
-}
-
-template <class T>
-std::vector<T> copy(std::span<const T> span) {
-  return {span.begin(), span.end()};
-}
+PAGEDKV_BOTH_RELEASES(windows);
 
 TEST_P(windows, BlocksThatLeftAreNullInTheTableAndUsedAgain) {
   kv_cache cache = make(9, {window_of_four});

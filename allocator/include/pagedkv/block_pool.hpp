@@ -54,7 +54,8 @@ class block_pool {
 
   /// With deferred release: what is released from now on waits for retire() of the epoch returned. O(1).
   epoch_t begin_epoch() noexcept { return ++epoch_; }
-  /// Everything released in epochs up to `epoch` may be reused. O(blocks that were held).
+  /// Everything released in epochs up to `epoch` may be reused; of what becomes free, the tail of the earliest release first.
+  /// O(blocks that were held).
   void retire(epoch_t epoch) noexcept;
 
   [[nodiscard]] std::int32_t num_blocks() const noexcept { return num_blocks_; }

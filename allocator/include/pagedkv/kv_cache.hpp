@@ -200,7 +200,8 @@ class kv_cache {
   /// that grows this way publishes no more.
   status commit(sequence_handle sequence, std::int32_t num_tokens) noexcept;
 
-  /// Shortens a sequence to its first `num_tokens` tokens and releases the blocks behind them (speculative rollback).
+  /// Shortens a sequence to its first `num_tokens` tokens and releases the blocks behind them at low priority (speculative
+  /// rollback).
   /// stale_sequence; invalid_argument: negative, more than it holds, or so few that a window would need blocks that left it.
   /// Nothing changed then. Cost: O(blocks released).
   status truncate(sequence_handle sequence, std::int32_t num_tokens) noexcept;
@@ -243,7 +244,8 @@ class kv_cache {
   [[nodiscard]] bool can_fit_now(const sequence_tokens& content, std::int32_t in_flight = whole_prompt) const noexcept;
   /// The same for `num_tokens` (>= 1) tokens of which nothing is cached. O(groups).
   [[nodiscard]] bool can_fit_now(std::int32_t num_tokens, std::int32_t in_flight = whole_prompt) const noexcept;
-  /// How many of the requests, from the first on, fit now together. Cost: as their add().
+  /// How many of the requests, from the first on, fit now together. Window blocks that several of them would share are counted
+  /// at their worst. Cost: as their add().
   [[nodiscard]] std::int32_t how_many_fit(std::span<const sequence_tokens> requests,
                                           std::int32_t in_flight = whole_prompt) const noexcept;
   /// Whether a sequence of `num_tokens` tokens (>= 1) would fit an empty cache. What cannot must be refused, not retried.
