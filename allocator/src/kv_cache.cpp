@@ -100,6 +100,7 @@ kv_cache::kv_cache(const kv_cache_config& config)
     // Past any length the exact multiple does not matter: no hit is that long.
     alignment_ = std::min(std::lcm(alignment_, std::int64_t{given.block_size}), int32_max);
     largest_block = std::max(largest_block, given.block_size);
+    has_windows_ = has_windows_ || given.window > 0;
   }
   groups_.reserve(config.groups.size());
   for (const group_config& given : config.groups) {
@@ -451,9 +452,12 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
     if (status sound = check_commit(entries[i], this_call, static_cast<std::int64_t>(i)); !sound) return sound;
   }
   for (std::size_t g = 0; index_ && g < groups_.size(); ++g) {
+    const group& in = groups_[g];
     for (const commit_entry& entry : entries) {
       const auto row = static_cast<std::int32_t>(entry.sequence.index);
-      if (sequences_[row].publishes) publish(static_cast<std::int32_t>(g), row, entry.content);
+      const auto full = in.table.logical_block(static_cast<std::int32_t>(entry.content.tokens.size()));
+      if (full > in.rows[row].num_published && sequences_[row].publishes)
+        publish(static_cast<std::int32_t>(g), row, entry.content);
     }
     publish_pending();
   }
@@ -464,7 +468,7 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
       sequence.has_name_space = true;
       sequence.name_space = content.name_space;
     }
-    leave_windows(static_cast<std::int32_t>(handle.index), computed);
+    if (has_windows_) leave_windows(static_cast<std::int32_t>(handle.index), computed);
     sequence.computed = computed;
   }
   return {};
@@ -527,8 +531,6 @@ void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequenc
   row_state& state = in.rows[row];
   const std::int32_t size = in.config.block_size;
   const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
-  if (full <= state.num_published) return;
-
   state.parent = parent_of(in, group_index, row, content);
   state.parent_known = true;
   const std::span<const block_id> entries = in.table.row(row);
@@ -684,11 +686,9 @@ std::int32_t kv_cache::look_up(const sequence_tokens& content) const noexcept {
     hit = std::int64_t{found} * size / step * step;
   }
   // Windows need their last blocks and their sinks; which end is the longest that all have shows from the right.
-  bool has_windows = false;
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     group& in = groups_[g];
     if (in.config.window == 0) continue;
-    has_windows = true;
     const std::int32_t size = in.config.block_size;
     const auto wanted = static_cast<std::int32_t>(hit / size);
     hash(in, static_cast<std::int32_t>(g), 0, wanted);
@@ -707,7 +707,7 @@ std::int32_t kv_cache::look_up(const sequence_tokens& content) const noexcept {
     return std::all_of(groups_.begin(), groups_.end(),
                        [&](const group& in) { return in.config.window == 0 || serves(in, end); });
   };
-  if (has_windows) {
+  if (has_windows_) {
     while (hit > 0 && !all_serve(hit)) hit -= step;
   }
   return static_cast<std::int32_t>(hit);

@@ -354,6 +354,7 @@ class kv_cache {
   [[nodiscard]] growth growth_of(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
                                  std::int32_t in_flight) const noexcept;
 
+  /// What a step needs. Gives up references of shared tails that it must copy, which undo_planned_copies() puts back.
   [[nodiscard]] result<block_need> plan_step(std::span<const step_entry> entries) noexcept;
   void undo_planned_copies() noexcept;
   void take(std::span<block_id> blocks) noexcept;
@@ -375,6 +376,7 @@ class kv_cache {
   kv_cache_config config_;
   std::int32_t key_span_;
   std::int64_t alignment_;  // least common multiple of the block sizes
+  bool has_windows_ = false;
   block_pool pool_;
   mutable std::unique_ptr<prefix_index> index_;  // null without prefix_sharing; mutable for the scratch a hash needs
   mutable std::vector<group> groups_;            // mutable for the scratch of look_up()
