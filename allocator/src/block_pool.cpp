@@ -1,83 +1,158 @@
 #include <pagedkv/block_pool.hpp>
 
+#include <algorithm>
 #include <limits>
-#include <vector>
 
 namespace pagedkv {
-
-block_pool::block_pool(std::int64_t num_blocks, bool has_null_block) : first_usable_(has_null_block ? 1 : 0) {
+block_pool::block_pool(std::int64_t num_blocks, bool has_null_block, bool deferred_release)
+    : first_usable_(has_null_block ? 1 : 0), deferred_release_(deferred_release) {
   if (num_blocks <= first_usable_) {
     throw failure({.code = errc::invalid_argument,
                    .what = "num_blocks leaves no block to hand out: give at least 1, plus 1 for the null block",
                    .value = num_blocks,
                    .limit = first_usable_ + 1});
   }
-  if (num_blocks > std::numeric_limits<std::int32_t>::max()) {
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - num_priorities - 1;
+  if (num_blocks > most) {
     throw failure({.code = errc::invalid_argument,
                    .what = "num_blocks does not fit int32: use a larger block_size",
                    .value = num_blocks,
-                   .limit = std::numeric_limits<std::int32_t>::max()});
+                   .limit = most});
   }
   num_blocks_ = static_cast<std::int32_t>(num_blocks);
   num_free_ = usable_blocks();
-  references_ = std::make_unique<std::int32_t[]>(num_blocks_);
-  free_ = std::make_unique_for_overwrite<block_id[]>(num_free_);
+  nodes_.resize(num_blocks_ + num_priorities + 1);
+  for (std::int32_t list = num_blocks_; list <= held_list(); ++list) nodes_[list].previous = nodes_[list].next = list;
+  free_.resize(num_free_);
   for (std::int32_t i = 0; i < num_free_; ++i) free_[i] = block_id{num_blocks_ - 1 - i};
 }
 
-status block_pool::take(std::span<block_id> blocks) noexcept {
-  const auto wanted = static_cast<std::int64_t>(blocks.size());
-  if (wanted > num_free_) {
-    return error{.code = errc::out_of_blocks,
-                 .what = "too few free blocks: release or preempt a sequence, then repeat the call",
-                 .value = wanted,
-                 .limit = num_free_};
-  }
+void block_pool::link_last(std::int32_t list, std::int32_t block) noexcept {
+  const std::int32_t last = nodes_[list].previous;
+  nodes_[block].previous = last;
+  nodes_[block].next = list;
+  nodes_[last].next = block;
+  nodes_[list].previous = block;
+}
+
+void block_pool::unlink(std::int32_t block) noexcept {
+  nodes_[nodes_[block].previous].next = nodes_[block].next;
+  nodes_[nodes_[block].next].previous = nodes_[block].previous;
+}
+
+error block_pool::refuse_take(std::int64_t wanted) const noexcept {
+  return {.code = errc::out_of_blocks,
+          .what = "too few free blocks: release or preempt a sequence, then repeat the call",
+          .value = wanted,
+          .limit = available_blocks(),
+          .held = num_held_};
+}
+
+/// Lowest priority first, least recently released first.
+void block_pool::evict_into(std::span<block_id> blocks) noexcept {
+  std::int32_t list = cached_list(eviction_priority::low);
   for (block_id& block : blocks) {
-    block = free_[--num_free_];
-    references_[to_int(block)] = 1;
+    while (nodes_[list].next == list) ++list;
+    const std::int32_t victim = nodes_[list].next;
+    unlink(victim);
+    own(nodes_[victim]);
+    block = block_id{victim};
+  }
+  num_cached_ -= static_cast<std::int32_t>(blocks.size());
+}
+
+status block_pool::share(block_id block) noexcept {
+  if (!is_usable(block) || nodes_[to_int(block)].state == state_of::free) {
+    return error{.code = errc::invalid_block,
+                 .what = "only a block with content can be shared: it is free, or not one of this pool's",
+                 .value = to_int(block)};
+  }
+  node& shared = nodes_[to_int(block)];
+  if (shared.references++ == 0) {
+    unlink(to_int(block));
+    --(shared.state == state_of::cached ? num_cached_ : num_held_);
+    shared.state = state_of::referenced;
   }
   return {};
 }
 
-status block_pool::release(std::span<const block_id> blocks) noexcept {
-  for (std::size_t i = 0; i < blocks.size(); ++i) {
-    if (references(blocks[i]) == 0) {
-      // Undo what this call did, last first, so that the free list is in its old order again.
-      for (std::size_t done = i; done-- > 0;) {
-        if (references_[to_int(blocks[done])]++ == 0) --num_free_;
-      }
-      return error{.code = errc::invalid_block,
-                   .what = "the block is not taken: it was released before, or is not one of this pool's",
-                   .value = to_int(blocks[i]),
-                   .index = static_cast<std::int64_t>(i)};
-    }
-    if (--references_[to_int(blocks[i])] == 0) free_[num_free_++] = blocks[i];
-  }
-  return {};
+/// Puts back what the call has dropped before it came to entry `index`.
+error block_pool::refuse_release(std::span<const block_id> blocks, std::size_t index) noexcept {
+  for (const block_id done : blocks.first(index)) ++nodes_[to_int(done)].references;
+  return {.code = errc::invalid_block,
+          .what = "the block is not referenced: it was released before, or is not one of this pool's",
+          .value = to_int(blocks[index]),
+          .index = static_cast<std::int64_t>(index)};
 }
 
-std::int32_t block_pool::references(block_id block) const noexcept {
-  const std::int32_t id = to_int(block);
-  return id >= first_usable_ && id < num_blocks_ ? references_[id] : 0;
+void block_pool::hold(std::int32_t block) noexcept {
+  nodes_[block].state = state_of::held;
+  nodes_[block].released_in = epoch_;
+  link_last(held_list(), block);
+  ++num_held_;
+}
+
+void block_pool::unshare(block_id block) noexcept { --nodes_[to_int(block)].references; }
+
+void block_pool::set_findable(block_id block, bool findable) noexcept {
+  node& changed = nodes_[to_int(block)];
+  changed.findable = findable;
+  if (!findable && changed.state == state_of::cached) {
+    unlink(to_int(block));
+    --num_cached_;
+    place(to_int(block));
+  }
+}
+
+void block_pool::retire(epoch_t epoch) noexcept {
+  const std::int32_t first_freed = num_free_;
+  const std::int32_t list = held_list();
+  // Signed distance, so that epochs may wrap.
+  while (nodes_[list].next != list && static_cast<std::int32_t>(nodes_[nodes_[list].next].released_in - epoch) <= 0) {
+    const std::int32_t block = nodes_[list].next;
+    unlink(block);
+    --num_held_;
+    place(block);
+  }
+  std::reverse(free_.begin() + first_freed, free_.begin() + num_free_);
 }
 
 status block_pool::validate() const {
   const auto broken = [](const char* equation, std::int64_t value, std::int64_t limit) {
     return error{.code = errc::corrupted, .what = equation, .value = value, .limit = limit};
   };
-  std::vector<bool> is_free(num_blocks_);
+  std::vector<state_of> listed(num_blocks_, state_of::referenced);  // what is in no list
   for (std::int32_t i = 0; i < num_free_; ++i) {
-    const std::int32_t id = to_int(free_[i]);
-    if (id < first_usable_ || id >= num_blocks_) return broken("a foreign block is on the free list", id, num_blocks_);
-    if (is_free[id]) return broken("a block is on the free list twice", id, 1);
-    is_free[id] = true;
+    const block_id block = free_[i];
+    if (!is_usable(block)) return broken("a foreign block is on the free list", to_int(block), num_blocks_);
+    if (listed[to_int(block)] != state_of::referenced) return broken("a block is listed twice", to_int(block), 1);
+    listed[to_int(block)] = state_of::free;
   }
-  for (std::int32_t id = first_usable_; id < num_blocks_; ++id) {
-    if ((references_[id] == 0) != is_free[id]) {
-      return broken("free = not referenced does not hold for a block", id, references_[id]);
+  std::int32_t counts[2] = {0, 0};  // cached, held
+  for (std::int32_t list = num_blocks_; list <= held_list(); ++list) {
+    const state_of state = list == held_list() ? state_of::held : state_of::cached;
+    for (std::int32_t block = nodes_[list].next; block != list; block = nodes_[block].next) {
+      if (!is_usable(block_id{block})) return broken("a foreign block is listed", block, num_blocks_);
+      if (listed[block] != state_of::referenced) return broken("a block is listed twice", block, 1);
+      if (nodes_[nodes_[block].next].previous != block) return broken("a list's links disagree", block, 1);
+      if (state == state_of::cached && cached_list(nodes_[block].priority) != list) {
+        return broken("a cached block is in the list of another priority", block, list - num_blocks_);
+      }
+      listed[block] = state;
+      ++counts[state == state_of::held];
     }
   }
+  for (std::int32_t block = first_usable_; block < num_blocks_; ++block) {
+    const node& at = nodes_[block];
+    if (at.state != listed[block]) return broken("a block is not in the list that its state says", block, num_blocks_);
+    if ((at.references > 0) != (at.state == state_of::referenced)) {
+      return broken("referenced = has references does not hold for a block", block, at.references);
+    }
+    if (at.state == state_of::cached && !at.findable) return broken("a cached block cannot be found", block, num_blocks_);
+    if (at.state == state_of::free && at.findable) return broken("a free block can be found", block, num_blocks_);
+  }
+  if (counts[0] != num_cached_) return broken("the cached blocks are miscounted", num_cached_, counts[0]);
+  if (counts[1] != num_held_) return broken("the held blocks are miscounted", num_held_, counts[1]);
   return {};
 }
 

@@ -1,7 +1,10 @@
 #include <pagedkv/kv_cache.hpp>
 
+#include <algorithm>
 #include <cassert>
-#include <limits>
+#include <cstring>
+#include <numeric>
+#include <utility>
 
 namespace pagedkv {
 namespace {
@@ -13,20 +16,46 @@ void require(bool holds, const char* what, std::int64_t value, std::int64_t limi
 }
 
 const kv_cache_config& checked(const kv_cache_config& config) {
-  require(config.block_size >= 1, "block_size must be at least 1", config.block_size, 1);
-  require(config.num_blocks <= int32_max / config.block_size, "num_blocks * block_size must fit int32: lower num_blocks",
-          config.num_blocks, int32_max / config.block_size);
+  require(!config.groups.empty(), "a cache has at least 1 group", 0, 1);
+  for (const group_config& group : config.groups) {
+    require(group.block_size >= 1, "block_size must be at least 1", group.block_size, 1);
+    require(group.window >= 0, "a window sees at least 1 token, or 0 for all", group.window, 0);
+    require(group.sink_tokens >= 0, "sink_tokens must not be negative", group.sink_tokens, 0);
+    require(group.sink_tokens == 0 || group.window > 0, "sink_tokens belong to a window: full attention sees all tokens",
+            group.sink_tokens, 0);
+    require(group.window == 0 || config.has_null_block, "a window needs the null block, for positions that left it",
+            group.window, 0);
+    require(config.num_blocks <= int32_max / group.block_size, "num_blocks * block_size must fit int32: lower num_blocks",
+            config.num_blocks, int32_max / group.block_size);
+    require(config.max_tokens_per_sequence <= int32_max - group.block_size,
+            "max_tokens_per_sequence, rounded up to blocks, must fit int32", config.max_tokens_per_sequence,
+            int32_max - group.block_size);
+  }
   require(config.max_sequences >= 1, "max_sequences must be at least 1", config.max_sequences, 1);
   require(config.max_tokens_per_sequence >= 1, "max_tokens_per_sequence must be at least 1", config.max_tokens_per_sequence, 1);
-  require(config.max_tokens_per_sequence <= int32_max - config.block_size,
-          "max_tokens_per_sequence, rounded up to blocks, must fit int32", config.max_tokens_per_sequence,
-          int32_max - config.block_size);
   require(config.watermark_blocks >= 0, "watermark_blocks must not be negative", config.watermark_blocks, 0);
   return config;
 }
 
-std::int32_t table_width(const kv_cache_config& config) {
-  return (config.max_tokens_per_sequence + config.block_size - 1) / config.block_size;
+std::int32_t blocks_of(std::int32_t num_tokens, std::int32_t block_size) { return (num_tokens + block_size - 1) / block_size; }
+
+std::int64_t total_entries(const kv_cache_config& config) {
+  std::int64_t entries = 0;
+  for (const group_config& group : config.groups) {
+    entries += std::int64_t{config.max_sequences} * blocks_of(config.max_tokens_per_sequence, group.block_size);
+  }
+  return entries;
+}
+
+/// Between two steps an entry may change twice, by a merge and by leaving its window; and the last step's changes are still on
+/// loan.
+std::int64_t most_changes(const kv_cache_config& config) { return 2 * (config.num_blocks + 2 * total_entries(config)); }
+
+/// More tokens than slots cannot be scheduled at once.
+std::int64_t most_slots(const kv_cache_config& config) {
+  const auto smaller = [](const group_config& a, const group_config& b) { return a.block_size < b.block_size; };
+  const std::int32_t smallest = std::min_element(config.groups.begin(), config.groups.end(), smaller)->block_size;
+  return config.num_blocks * smallest * static_cast<std::int64_t>(config.groups.size());
 }
 
 error stale(std::int64_t index = error::none) {
@@ -35,11 +64,17 @@ error stale(std::int64_t index = error::none) {
           .index = index};
 }
 
+error invalid(const char* what, std::int64_t value, std::int64_t limit, std::int64_t index = error::none) {
+  return {.code = errc::invalid_argument, .what = what, .value = value, .limit = limit, .index = index};
+}
+
+constexpr block_id not_found{-1};
+
 }  // namespace
 
-kv_cache_config config_for(const pool_plan& plan, std::int32_t max_sequences, std::int32_t max_tokens_per_sequence) noexcept {
+kv_cache_config config_for(const pool_plan& plan, std::int32_t max_sequences, std::int32_t max_tokens_per_sequence) {
   return {.num_blocks = plan.num_blocks(),
-          .block_size = plan.layout().shape().block_size,
+          .groups = {{.block_size = plan.layout().shape().block_size}},
           .has_null_block = plan.has_null_block(),
           .max_sequences = max_sequences,
           .max_tokens_per_sequence = max_tokens_per_sequence};
@@ -47,19 +82,54 @@ kv_cache_config config_for(const pool_plan& plan, std::int32_t max_sequences, st
 
 kv_cache::kv_cache(const kv_cache_config& config)
     : config_(checked(config)),
-      pool_(config.num_blocks, config.has_null_block),
-      tables_(config.max_sequences, table_width(config), config.block_size),
+      key_span_(0),
+      alignment_(1),
+      pool_(config.num_blocks, config.has_null_block, config.deferred_release),
       sequences_(config.max_sequences),
       free_sequences_(config.max_sequences),
       query_starts_(config.max_sequences + 1),
       lengths_(config.max_sequences),
-      slots_(config.num_blocks * config.block_size, "the step's slots do not fit: lower num_blocks"),
-      table_changes_(config.num_blocks, "the step's table changes do not fit: lower num_blocks") {
+      slots_(most_slots(config), "the step's slots do not fit: lower num_blocks"),
+      table_changes_(most_changes(config), "the table changes do not fit: lower max_sequences or max_tokens_per_sequence"),
+      seen_(config.num_blocks),
+      growths_(config.max_sequences * config.groups.size()) {
+  std::int32_t largest_block = 0;
+  std::int32_t widest_row = 0;
+  for (const group_config& given : config.groups) {
+    key_span_ = std::gcd(key_span_, given.block_size);
+    // Past any length the exact multiple does not matter: no hit is that long.
+    alignment_ = std::min(std::lcm(alignment_, std::int64_t{given.block_size}), int32_max);
+    largest_block = std::max(largest_block, given.block_size);
+    has_windows_ = has_windows_ || given.window > 0;
+  }
+  groups_.reserve(config.groups.size());
+  for (const group_config& given : config.groups) {
+    const std::int32_t width = blocks_of(config.max_tokens_per_sequence, given.block_size);
+    widest_row = std::max(widest_row, width);
+    const std::size_t looked_up = config.prefix_sharing ? width : 0;
+    groups_.push_back({.config = given,
+                       .sink_blocks = blocks_of(given.sink_tokens, given.block_size),
+                       .keys_per_block = given.block_size / key_span_,
+                       .table = block_table(config.max_sequences, width, given.block_size),
+                       .rows = std::vector<row_state>(config.max_sequences),
+                       .identities = std::vector<block_identity>(looked_up),
+                       .found = std::vector<block_id>(looked_up),
+                       .run = std::vector<std::int32_t>(given.window > 0 ? looked_up : 0)});
+  }
+  if (config.prefix_sharing) {
+    index_ = std::make_unique<prefix_index>(pool_.num_blocks(), largest_block, largest_block / key_span_, config.hash_seed);
+  }
+  planned_.reserve(config.max_sequences * config.groups.size());
+  copies_.reserve(config.max_sequences * config.groups.size());
+  pending_.reserve(most_pending);
+  released_.resize(widest_row);
   // Descending, so that rows are given out in ascending order.
   for (std::size_t i = 0; i < free_sequences_.size(); ++i) {
     free_sequences_[i] = static_cast<std::uint32_t>(free_sequences_.size() - 1 - i);
   }
 }
+
+// ---- sequences come and go
 
 result<sequence_handle> kv_cache::add() noexcept {
   if (free_sequences_.empty()) {
@@ -67,214 +137,767 @@ result<sequence_handle> kv_cache::add() noexcept {
                  .what = "all max_sequences sequences are in use: release one, or build the cache for more",
                  .limit = config_.max_sequences};
   }
-  const std::uint32_t index = free_sequences_.back();
+  const std::uint32_t row = free_sequences_.back();
   free_sequences_.pop_back();
-  sequence_state& sequence = sequences_[index];
-  sequence = {.generation = sequence.generation + 1};
-  return sequence_handle{index, sequence.generation};
+  sequences_[row] = {.generation = sequences_[row].generation + 1, .publishes = index_ != nullptr};
+  for (group& in : groups_) in.rows[row] = {};
+  return sequence_handle{row, sequences_[row].generation};
 }
 
-status kv_cache::check(std::span<const step_entry> entries) noexcept {
-  const auto invalid = [&](const char* what, std::size_t index, std::int64_t value, std::int64_t limit) {
-    return error{.code = errc::invalid_argument,
-                 .what = what,
-                 .value = value,
-                 .limit = limit,
-                 .index = static_cast<std::int64_t>(index)};
-  };
-  const std::uint64_t this_step = ++num_steps_;
-  std::int64_t blocks_needed = 0;
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const auto [handle, num_tokens] = entries[i];
-    if (!is_live(handle)) return stale(static_cast<std::int64_t>(i));
-    sequence_state& sequence = sequences_[handle.index];
-    if (sequence.last_step == this_step) {
-      return invalid("a step names each sequence at most once: add up its tokens", i, handle.index, error::none);
-    }
-    sequence.last_step = this_step;
-    if (num_tokens < 1) return invalid("a sequence of a step grows by at least 1 token: leave it out", i, num_tokens, 1);
-    if (num_tokens > config_.max_tokens_per_sequence - sequence.length) {
-      return invalid("the sequence would exceed max_tokens_per_sequence: finish it", i,
-                     std::int64_t{sequence.length} + num_tokens, config_.max_tokens_per_sequence);
-    }
-    if (num_tokens > sequence.tail_room) blocks_needed += tables_.blocks_for(num_tokens - sequence.tail_room);
-  }
-  if (blocks_needed > pool_.free_blocks()) {
-    return error{.code = errc::out_of_blocks,
-                 .what = "too few free blocks for the step: release or preempt a sequence, then repeat it",
-                 .value = blocks_needed,
-                 .limit = pool_.free_blocks()};
-  }
-  return {};
-}
+result<added_sequence> kv_cache::add(const sequence_tokens& content) noexcept {
+  if (status sound = check_content(content); !sound) return sound.error();
+  if (content.tokens.empty()) return invalid("a sequence is added with at least 1 token, or with none said", 0, 1);
+  const result<sequence_handle> added = add();
+  if (!added) return added.error();
 
-result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
-  if (status fits = check(entries); !fits) return fits.error();
-
-  std::int32_t num_tokens = 0;
-  std::int32_t num_changes = 0;
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const std::uint32_t row = entries[i].sequence.index;
-    const std::int32_t added = entries[i].num_tokens;
-    sequence_state& sequence = sequences_[row];
-    query_starts_[i] = num_tokens;
-    if (added > sequence.tail_room) num_changes += extend(row, added - sequence.tail_room, num_changes);
-    if (added == 1) {
-      slots_[num_tokens] = sequence.next_slot;
-    } else {
-      tables_.write_slots(static_cast<std::int32_t>(row), sequence.length, added, &slots_[num_tokens]);
-    }
-    sequence.length += added;
-    sequence.tail_room -= added;
-    sequence.next_slot = slots_[num_tokens + added - 1] + 1;
-    lengths_[i] = sequence.length;
-    num_tokens += added;
-  }
-  query_starts_[entries.size()] = num_tokens;
-  live_tokens_ += num_tokens;
-  return step_plan{.query_starts = {query_starts_.data(), entries.size() + 1},
-                   .lengths = {lengths_.data(), entries.size()},
-                   .slots = {slots_.data(), static_cast<std::size_t>(num_tokens)},
-                   .table_changes = {table_changes_.data(), static_cast<std::size_t>(num_changes)}};
-}
-
-std::int32_t kv_cache::extend(std::uint32_t row, std::int32_t num_tokens, std::int32_t first_change) noexcept {
+  const std::uint32_t row = added->index;
+  const std::int32_t hit = look_up(content);
   sequence_state& sequence = sequences_[row];
-  const std::int32_t num_blocks = tables_.blocks_for(num_tokens);
-  const std::span<block_id> added = tables_.row(static_cast<std::int32_t>(row)).subspan(sequence.num_blocks, num_blocks);
-  [[maybe_unused]] const status taken = pool_.take(added);  // check() has counted them
-  assert(taken);
-  if (sequence.tail_room == 0) sequence.next_slot = static_cast<slot_t>(to_int(added[0])) * config_.block_size;
-  for (std::int32_t i = 0; i < num_blocks; ++i) {
-    table_changes_[first_change + i] = {static_cast<std::int32_t>(row), sequence.num_blocks + i, added[i]};
+  sequence.length = sequence.computed = hit;
+  sequence.has_name_space = true;
+  sequence.name_space = content.name_space;
+  counts_.live_tokens += hit;
+  counts_.tokens_hit += hit;
+  counts_.tokens_looked_up += static_cast<std::int64_t>(content.tokens.size());
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    group& in = groups_[g];
+    row_state& state = in.rows[row];
+    const std::int32_t blocks = hit / in.config.block_size;
+    state.num_blocks = state.num_published = blocks;
+    state.first_live = first_live(in, hit);
+    state.parent = blocks > 0 ? in.identities[blocks - 1]
+                              : (index_ ? index_->root(static_cast<std::int32_t>(g), content.name_space) : block_identity{});
+    const std::span<block_id> entries = in.table.row(static_cast<std::int32_t>(row));
+    if (in.config.window > 0) std::fill_n(entries.begin(), blocks, null_block);
+    for_each_hit(in, hit, [&](std::int32_t logical, block_id block) {
+      [[maybe_unused]] const status shared = pool_.share(block);
+      assert(shared);
+      entries[logical] = block;
+      ++counts_.blocks_hit;
+    });
   }
-  sequence.num_blocks += num_blocks;
-  sequence.tail_room += num_blocks * config_.block_size;
-  blocks_taken_ += num_blocks;
-  return num_blocks;
+  return added_sequence{*added, hit};
 }
 
-status kv_cache::shrink(std::uint32_t row, std::int32_t num_tokens) noexcept {
-  sequence_state& sequence = sequences_[row];
-  const std::int32_t kept = tables_.blocks_for(num_tokens);
-  const std::span<const block_id> blocks = tables_.row(static_cast<std::int32_t>(row));
-  const std::int32_t num_released = sequence.num_blocks - kept;
-  if (status released = pool_.release(blocks.subspan(kept, num_released)); !released) {
-    return released;
+result<sequence_handle> kv_cache::fork(sequence_handle parent) noexcept {
+  if (!is_live(parent)) return stale();
+  const result<sequence_handle> added = add();
+  if (!added) return added.error();
+
+  const sequence_state& original = sequences_[parent.index];
+  const std::uint32_t generation = added->generation;
+  sequences_[added->index] = original;
+  sequences_[added->index].generation = generation;
+  sequences_[added->index].last_named = 0;
+  counts_.live_tokens += original.length;
+  for (group& in : groups_) {
+    row_state& from = in.rows[parent.index];
+    from.tail_is_private = false;
+    in.rows[added->index] = from;
+    const std::span<block_id> source = in.table.row(static_cast<std::int32_t>(parent.index)).first(from.num_blocks);
+    std::copy(source.begin(), source.end(), in.table.row(static_cast<std::int32_t>(added->index)).begin());
+    for (const block_id block : source) {
+      if (in.config.window > 0 && block == null_block) continue;
+      [[maybe_unused]] const status shared = pool_.share(block);
+      assert(shared);
+    }
   }
-  blocks_released_ += num_released;
-  live_tokens_ -= sequence.length - num_tokens;
-  sequence.length = num_tokens;
-  sequence.num_blocks = kept;
-  sequence.tail_room = kept * config_.block_size - num_tokens;
-  if (sequence.tail_room > 0) {
-    sequence.next_slot = (static_cast<slot_t>(to_int(blocks[kept - 1])) + 1) * config_.block_size - sequence.tail_room;
-  }
-  return {};
+  return *added;
 }
 
-status kv_cache::truncate(sequence_handle sequence, std::int32_t num_tokens) noexcept {
+status kv_cache::release(sequence_handle sequence, eviction_priority priority) noexcept {
   if (!is_live(sequence)) return stale();
-  if (num_tokens < 0 || num_tokens > sequences_[sequence.index].length) {
-    return error{.code = errc::invalid_argument,
-                 .what = "truncate keeps between 0 and as many tokens as the sequence holds",
-                 .value = num_tokens,
-                 .limit = sequences_[sequence.index].length};
+  const auto row = static_cast<std::int32_t>(sequence.index);
+  for (group& in : groups_) {
+    release_row(in, row, 0, priority);
+    in.rows[row] = {};
   }
-  return shrink(sequence.index, num_tokens);
-}
-
-status kv_cache::release(sequence_handle sequence) noexcept {
-  if (!is_live(sequence)) return stale();
-  if (status released = shrink(sequence.index, 0); !released) return released;
-  ++sequences_[sequence.index].generation;
+  // The row's next sequence must not inherit changes that nobody has seen yet.
+  if (num_changes_ > num_old_changes_) {
+    table_change* const pending = &table_changes_[num_old_changes_];
+    num_changes_ =
+        std::remove_if(pending, &table_changes_[num_changes_], [&](const table_change& change) { return change.row == row; }) -
+        &table_changes_[0];
+  }
+  counts_.live_tokens -= sequences_[row].length;
+  sequences_[row] = {.generation = sequences_[row].generation + 1};
   free_sequences_.push_back(sequence.index);
   return {};
 }
 
-bool kv_cache::can_fit_now(std::int32_t num_tokens) const noexcept {
-  if (free_sequences_.empty() || !can_ever_fit(num_tokens)) return false;
-  const bool idle = free_sequences_.size() == sequences_.size();
-  return pool_.free_blocks() - tables_.blocks_for(num_tokens) >= (idle ? 0 : config_.watermark_blocks);
+/// Releases a row's blocks from entry `first` on, leaving out null ones.
+void kv_cache::release_row(group& in, std::int32_t row, std::int32_t first, eviction_priority priority) noexcept {
+  const row_state& state = in.rows[row];
+  std::span<const block_id> blocks = in.table.row(row).first(state.num_blocks).subspan(first);
+  if (state.first_live > std::max(first, in.sink_blocks)) {
+    const auto end =
+        std::copy_if(blocks.begin(), blocks.end(), released_.begin(), [](block_id block) { return block != null_block; });
+    blocks = {released_.begin(), end};
+  }
+  release_blocks(blocks, priority);
 }
 
-bool kv_cache::can_ever_fit(std::int64_t num_tokens) const noexcept {
-  return num_tokens >= 1 && num_tokens <= config_.max_tokens_per_sequence &&
-         tables_.blocks_for(static_cast<std::int32_t>(num_tokens)) <= pool_.usable_blocks();
+void kv_cache::release_blocks(std::span<const block_id> blocks, eviction_priority priority) noexcept {
+  if (index_ && index_->num_unfindable() > 0) {
+    // Content that only this sequence kept: found from now on if nothing else holds the same, otherwise nothing worth keeping.
+    for (const block_id block : blocks) {
+      if (pool_.references(block) != 1 || !index_->has_content(block) || index_->is_indexed(block)) continue;
+      if (index_->promote(block)) {
+        pool_.set_findable(block, true);
+      } else {
+        index_->forget(block);
+      }
+    }
+  }
+  [[maybe_unused]] const status released = pool_.release(blocks, priority);
+  assert(released);
 }
+
+// ---- one step
+
+result<block_need> kv_cache::plan_step(std::span<const step_entry> entries) noexcept {
+  // Locals where the compiler must think that a store changes a member: a decode step is these loops.
+  planned_.clear();
+  const std::uint64_t this_call = ++num_calls_;
+  const std::span<sequence_state> sequences = sequences_;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const auto [handle, num_tokens] = entries[i];
+    const auto index = static_cast<std::int64_t>(i);
+    if (handle.index >= sequences.size() || !names(handle, sequences[handle.index])) return stale(index);
+    sequence_state& sequence = sequences[handle.index];
+    if (sequence.last_named == this_call) {
+      return invalid("a step names each sequence at most once: add up its tokens", handle.index, error::none, index);
+    }
+    sequence.last_named = this_call;
+    if (num_tokens < 1) return invalid("a sequence of a step grows by at least 1 token: leave it out", num_tokens, 1, index);
+    if (num_tokens > config_.max_tokens_per_sequence - sequence.length) {
+      return invalid("the sequence would exceed max_tokens_per_sequence: finish it", std::int64_t{sequence.length} + num_tokens,
+                     config_.max_tokens_per_sequence, index);
+    }
+  }
+  std::int64_t new_blocks = 0;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    group& in = groups_[g];
+    const row_state* const rows = in.rows.data();
+    for (const auto& [handle, num_tokens] : entries) {
+      const row_state& row = rows[handle.index];
+      if (num_tokens > row.tail_room) new_blocks += in.table.blocks_for(num_tokens - row.tail_room);
+      if (row.tail_is_private || row.tail_room == 0) continue;
+      const block_id tail = in.table.row(static_cast<std::int32_t>(handle.index))[row.num_blocks - 1];
+      if (pool_.references(tail) > 1) {
+        // Given up here already, so that the last of several sharers in one step finds itself alone and writes in place.
+        pool_.unshare(tail);
+        planned_.push_back({static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), tail});
+        ++new_blocks;
+      }
+    }
+  }
+  return block_need{.new_blocks = new_blocks};
+}
+
+void kv_cache::undo_planned_copies() noexcept {
+  for (const planned_copy& copy : planned_) (void)pool_.share(copy.source);
+}
+
+result<block_need> kv_cache::predict_step(std::span<const step_entry> entries) noexcept {
+  const result<block_need> need = plan_step(entries);
+  if (need) undo_planned_copies();
+  return need;
+}
+
+result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
+  const result<block_need> need = plan_step(entries);
+  if (!need) return need.error();
+  if (need->new_blocks > pool_.available_blocks()) {
+    undo_planned_copies();
+    return error{.code = errc::out_of_blocks,
+                 .what = "too few blocks for the step: wait for held ones, or release or preempt a sequence, then repeat it",
+                 .value = need->new_blocks,
+                 .limit = pool_.available_blocks(),
+                 .held = pool_.held_blocks()};
+  }
+  // From here on nothing fails.
+  std::copy(&table_changes_[num_old_changes_], &table_changes_[num_changes_], &table_changes_[0]);
+  num_changes_ -= num_old_changes_;
+  copies_.clear();
+  for (const planned_copy& copy : planned_) {
+    group& in = groups_[copy.group];
+    row_state& row = in.rows[copy.row];
+    block_id& tail = in.table.row(copy.row)[row.num_blocks - 1];
+    take({&tail, 1});
+    row.tail_is_private = true;
+    row.next_slot = (static_cast<slot_t>(to_int(tail)) + 1) * in.config.block_size - row.tail_room;
+    copies_.push_back({copy.source, tail});
+    change_entry(copy.group, copy.row, row.num_blocks - 1, tail);
+  }
+
+  std::int32_t num_tokens = 0;
+  std::int32_t* const query_starts = query_starts_.data();
+  std::int32_t* const lengths = lengths_.data();
+  sequence_state* const sequences = sequences_.data();
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const auto [handle, added] = entries[i];
+    query_starts[i] = num_tokens;
+    lengths[i] = sequences[handle.index].length += added;
+    num_tokens += added;
+  }
+  query_starts[entries.size()] = num_tokens;
+  counts_.live_tokens += num_tokens;
+
+  slot_t* slots = slots_.data();
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    group& in = groups_[g];
+    row_state* const rows = in.rows.data();
+    for (const auto& [handle, added] : entries) {
+      row_state& row = rows[handle.index];
+      const auto row_index = static_cast<std::int32_t>(handle.index);
+      if (!row.tail_is_private) [[unlikely]]
+        make_tail_private(in, row_index);
+      if (added > row.tail_room) extend(static_cast<std::int32_t>(g), row_index, added - row.tail_room);
+      if (added == 1) [[likely]] {
+        *slots++ = row.next_slot++;
+        --row.tail_room;
+      } else {
+        const std::int32_t first = row.num_blocks * in.config.block_size - row.tail_room;
+        in.table.write_slots(row_index, first, added, slots);
+        slots += added;
+        row.tail_room -= added;
+        row.next_slot = slots[-1] + 1;
+      }
+    }
+  }
+  num_old_changes_ = num_changes_;
+  return step_plan{.query_starts = {query_starts_.data(), entries.size() + 1},
+                   .lengths = {lengths_.data(), entries.size()},
+                   .slots = {slots_.data(), slots},
+                   .copies = copies_,
+                   .table_changes = {table_changes_.data(), static_cast<std::size_t>(num_changes_)}};
+}
+
+/// Takes blocks that are known to be available.
+void kv_cache::take(std::span<block_id> blocks) noexcept {
+  const result<std::int32_t> evicted = pool_.take(blocks);
+  assert(evicted);
+  if (*evicted > 0) index_->forget(blocks.last(*evicted));
+  counts_.blocks_evicted += *evicted;
+  counts_.blocks_taken += static_cast<std::int64_t>(blocks.size());
+}
+
+/// Before the tail is written in place: its content, if it was published, is not that any more.
+void kv_cache::make_tail_private(group& in, std::int32_t row_index) noexcept {
+  row_state& row = in.rows[row_index];
+  if (row.tail_room > 0 && index_) {
+    const block_id tail = in.table.row(row_index)[row.num_blocks - 1];
+    index_->forget(tail);
+    pool_.set_findable(tail, false);
+  }
+  row.tail_is_private = true;
+}
+
+/// Takes the blocks that `num_tokens` tokens behind a row's last block need.
+void kv_cache::extend(std::int32_t group_index, std::int32_t row_index, std::int32_t num_tokens) noexcept {
+  group& in = groups_[group_index];
+  row_state& row = in.rows[row_index];
+  const std::int32_t num_blocks = in.table.blocks_for(num_tokens);
+  const std::span<block_id> added = in.table.row(row_index).subspan(row.num_blocks, num_blocks);
+  take(added);
+  if (row.tail_room == 0) row.next_slot = static_cast<slot_t>(to_int(added[0])) * in.config.block_size;
+  for (std::int32_t i = 0; i < num_blocks; ++i) change_entry(group_index, row_index, row.num_blocks + i, added[i]);
+  row.num_blocks += num_blocks;
+  row.tail_room += num_blocks * in.config.block_size;
+}
+
+void kv_cache::change_entry(std::int32_t group_index, std::int32_t row, std::int32_t logical_block, block_id block) noexcept {
+  table_changes_[num_changes_++] = {group_index, row, logical_block, block};
+}
+
+// ---- what is computed
+
+status kv_cache::check_commit(const commit_entry& entry, std::uint64_t this_call, std::int64_t index) noexcept {
+  const auto& [handle, content] = entry;
+  if (!is_live(handle)) return stale(index);
+  sequence_state& sequence = sequences_[handle.index];
+  if (sequence.last_named == this_call)
+    return invalid("a call names each sequence at most once", handle.index, error::none, index);
+  sequence.last_named = this_call;
+  const auto given = static_cast<std::int64_t>(content.tokens.size());
+  if (given < sequence.computed) {
+    return invalid("fewer tokens than were committed: truncate the sequence first", given, sequence.computed, index);
+  }
+  if (given > sequence.length)
+    return invalid("more tokens than the sequence holds: step it first", given, sequence.length, index);
+  if (!content.extra_keys.empty()) {
+    if (status sound = check_content(content, index); !sound) return sound;
+  }
+  if (sequence.has_name_space && sequence.name_space != content.name_space) {
+    return invalid("the sequence has another namespace", static_cast<std::int64_t>(content.name_space),
+                   static_cast<std::int64_t>(sequence.name_space), index);
+  }
+  if (!index_) return {};
+  const auto computed = static_cast<std::int32_t>(given);
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const group& in = groups_[g];
+    if (in.table.logical_block(computed) == in.rows[handle.index].num_published && computed > sequence.computed) continue;
+    if (!agrees(in, static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), content)) {
+      return invalid("the tokens contradict what was committed of these blocks: truncate the sequence first", given,
+                     error::none, index);
+    }
+  }
+  return {};
+}
+
+status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
+  const std::uint64_t this_call = ++num_calls_;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (status sound = check_commit(entries[i], this_call, static_cast<std::int64_t>(i)); !sound) return sound;
+  }
+  for (std::size_t g = 0; index_ && g < groups_.size(); ++g) {
+    const group& in = groups_[g];
+    for (const commit_entry& entry : entries) {
+      const auto row = static_cast<std::int32_t>(entry.sequence.index);
+      const auto full = in.table.logical_block(static_cast<std::int32_t>(entry.content.tokens.size()));
+      if (full > in.rows[row].num_published && sequences_[row].publishes)
+        publish(static_cast<std::int32_t>(g), row, entry.content);
+    }
+    publish_pending();
+  }
+  for (const auto& [handle, content] : entries) {
+    sequence_state& sequence = sequences_[handle.index];
+    const auto computed = static_cast<std::int32_t>(content.tokens.size());
+    if (computed > 0) {
+      sequence.has_name_space = true;
+      sequence.name_space = content.name_space;
+    }
+    if (has_windows_) leave_windows(static_cast<std::int32_t>(handle.index), computed);
+    sequence.computed = computed;
+  }
+  return {};
+}
+
+/// Whether content says the same as what is recorded of a row's blocks: of the last one it published, and of those it would
+/// publish where a fork of the sequence has done so already.
+bool kv_cache::agrees(const group& in, std::int32_t group_index, std::int32_t row,
+                      const sequence_tokens& content) const noexcept {
+  const row_state& state = in.rows[row];
+  const std::int32_t size = in.config.block_size;
+  const std::span<const block_id> entries = in.table.row(row);
+  const auto tokens_of = [&](std::int32_t k) { return content.tokens.subspan(static_cast<std::size_t>(k) * size, size); };
+  if (const std::int32_t last = state.num_published - 1;
+      last >= 0 && pool_.is_usable(entries[last]) && index_->has_content(entries[last])) {
+    if (!std::ranges::equal(tokens_of(last), std::span(index_->tokens(entries[last]), size))) return false;
+  }
+  const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
+  std::int32_t recorded = full;  // the last block that a fork published
+  while (recorded > state.num_published && !index_->has_content(entries[recorded - 1])) --recorded;
+  if (recorded == state.num_published) return true;
+  block_identity identity = parent_of(in, group_index, row, content);
+  for (std::int32_t k = state.num_published; k < recorded; ++k) {
+    identity = index_->chain(identity, tokens_of(k), keys_of(in, content, k));
+    if (index_->has_content(entries[k]) && index_->identity(entries[k]) != identity) return false;
+  }
+  return true;
+}
+
+/// The identity that the first block to be published follows.
+block_identity kv_cache::parent_of(const group& in, std::int32_t group_index, std::int32_t row,
+                                   const sequence_tokens& content) const noexcept {
+  const row_state& state = in.rows[row];
+  if (state.num_published > 0 && state.parent_known) return state.parent;
+  block_identity parent = index_->root(group_index, content.name_space);
+  const std::int32_t size = in.config.block_size;
+  for (std::int32_t k = 0; k < state.num_published; ++k) {
+    parent = index_->chain(parent, content.tokens.subspan(static_cast<std::size_t>(k) * size, size), keys_of(in, content, k));
+  }
+  return parent;
+}
+
+status kv_cache::commit(sequence_handle handle, std::int32_t num_tokens) noexcept {
+  if (!is_live(handle)) return stale();
+  sequence_state& sequence = sequences_[handle.index];
+  if (num_tokens < sequence.computed)
+    return invalid("fewer tokens than were committed: truncate the sequence first", num_tokens, sequence.computed);
+  if (num_tokens > sequence.length)
+    return invalid("more tokens than the sequence holds: step it first", num_tokens, sequence.length);
+  sequence.publishes = sequence.publishes && num_tokens == sequence.computed;
+  leave_windows(static_cast<std::int32_t>(handle.index), num_tokens);
+  sequence.computed = num_tokens;
+  return {};
+}
+
+/// Finds the identities of the blocks that content newly fills. They are published a batch at a time, when their lines have
+/// arrived.
+void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequence_tokens& content) noexcept {
+  group& in = groups_[group_index];
+  row_state& state = in.rows[row];
+  const std::int32_t size = in.config.block_size;
+  const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
+  state.parent = parent_of(in, group_index, row, content);
+  state.parent_known = true;
+  const std::span<const block_id> entries = in.table.row(row);
+  for (std::int32_t k = state.num_published; k < full; ++k) {
+    const auto tokens = content.tokens.subspan(static_cast<std::size_t>(k) * size, size);
+    state.parent = index_->chain(state.parent, tokens, keys_of(in, content, k));
+    index_->prefetch(state.parent, entries[k]);
+    if (pending_.size() == most_pending) publish_pending();
+    pending_.push_back({group_index, row, k, state.parent, content.tokens.subspan(static_cast<std::size_t>(k) * size, size),
+                        content.name_space});
+  }
+  state.num_published = full;
+}
+
+/// Makes blocks findable, or replaces them by those that hold the same already.
+void kv_cache::publish_pending() noexcept {
+  for (const publication& next : pending_) {
+    sequence_state& sequence = sequences_[next.row];
+    if (!sequence.publishes) continue;
+    block_id& entry = groups_[next.group].table.row(next.row)[next.logical_block];
+    if (index_->has_content(entry)) {
+      // A fork has published it: in an earlier call, which said the same, or in this one, which may not have.
+      sequence.publishes = index_->identity(entry) == next.identity;
+      continue;
+    }
+    const block_id same = index_->find(next.identity, next.tokens);
+    if (same != not_found && config_.merge_duplicates) {
+      (void)pool_.share(same);
+      (void)pool_.release({&entry, 1});
+      entry = same;
+      change_entry(next.group, next.row, next.logical_block, same);
+      ++counts_.blocks_merged;
+    } else {
+      index_->insert(entry, next.identity, next.tokens, next.name_space, same == not_found);
+      pool_.set_findable(entry, same == not_found);
+    }
+  }
+  pending_.clear();
+}
+
+/// Releases the blocks that no token behind the computed ones sees.
+void kv_cache::leave_windows(std::int32_t row, std::int32_t computed) noexcept {
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    group& in = groups_[g];
+    if (in.config.window == 0) continue;
+    row_state& state = in.rows[row];
+    const std::int32_t live = first_live(in, computed);
+    const std::int32_t first = std::max(state.first_live, in.sink_blocks);
+    if (live > first) {
+      const std::span<block_id> left = in.table.row(row).subspan(first, live - first);
+      release_blocks(left, eviction_priority::normal);
+      for (std::int32_t k = first; k < live; ++k) change_entry(static_cast<std::int32_t>(g), row, k, null_block);
+      std::fill(left.begin(), left.end(), null_block);
+    }
+    state.first_live = std::max(state.first_live, live);
+  }
+}
+
+status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexcept {
+  if (!is_live(handle)) return stale();
+  sequence_state& sequence = sequences_[handle.index];
+  if (num_tokens < 0 || num_tokens > sequence.length) {
+    return invalid("truncate keeps between 0 and as many tokens as the sequence holds", num_tokens, sequence.length);
+  }
+  for (const group& in : groups_) {
+    const std::int32_t gone = in.rows[handle.index].first_live;
+    const std::int32_t first_needed = std::max(first_live(in, num_tokens), in.sink_blocks);
+    if (gone > first_needed && in.table.blocks_for(num_tokens) > first_needed) {
+      return invalid("blocks that this many tokens' window needs have left it: keep more tokens", num_tokens,
+                     std::int64_t{gone} * in.config.block_size + in.config.window - 1);
+    }
+  }
+  const auto row = static_cast<std::int32_t>(handle.index);
+  for (group& in : groups_) {
+    row_state& state = in.rows[row];
+    const std::int32_t kept = in.table.blocks_for(num_tokens);
+    // At the lowest priority, so that no child ever ranks above its parent.
+    release_row(in, row, kept, eviction_priority::low);
+    state.num_blocks = kept;
+    state.tail_room = kept * in.config.block_size - num_tokens;
+    if (state.tail_room > 0) {
+      state.next_slot = (static_cast<slot_t>(to_int(in.table.row(row)[kept - 1])) + 1) * in.config.block_size - state.tail_room;
+      state.tail_is_private = false;
+    }
+    if (const std::int32_t full = in.table.logical_block(num_tokens); full < state.num_published) {
+      state.num_published = full;
+      state.parent_known = false;
+    }
+    state.first_live = std::min(state.first_live, first_live(in, num_tokens));
+  }
+  counts_.live_tokens -= sequence.length - num_tokens;
+  sequence.length = num_tokens;
+  sequence.computed = std::min(sequence.computed, num_tokens);
+  return {};
+}
+
+// ---- what is cached
+
+status kv_cache::check_content(const sequence_tokens& content, std::int64_t index) const noexcept {
+  const auto num_tokens = static_cast<std::int64_t>(content.tokens.size());
+  if (num_tokens > config_.max_tokens_per_sequence) {
+    return invalid("more tokens than max_tokens_per_sequence", num_tokens, config_.max_tokens_per_sequence, index);
+  }
+  const std::int64_t keys = (num_tokens + key_span_ - 1) / key_span_;
+  if (!content.extra_keys.empty() && static_cast<std::int64_t>(content.extra_keys.size()) != keys) {
+    return invalid("extra_keys are none, or one per key_span() tokens", static_cast<std::int64_t>(content.extra_keys.size()),
+                   keys, index);
+  }
+  return {};
+}
+
+std::span<const std::uint64_t> kv_cache::keys_of(const group& in, const sequence_tokens& content,
+                                                 std::int32_t block) const noexcept {
+  if (content.extra_keys.empty()) return {};
+  return content.extra_keys.subspan(static_cast<std::size_t>(block) * in.keys_per_block, in.keys_per_block);
+}
+
+/// The first block that the token behind `computed` ones sees, sinks aside.
+std::int32_t kv_cache::first_live(const group& in, std::int32_t computed) const noexcept {
+  return in.config.window == 0 ? 0 : in.table.logical_block(std::max(0, computed - in.config.window + 1));
+}
+
+std::int32_t kv_cache::look_up(const sequence_tokens& content) const noexcept {
+  constexpr std::int32_t batch = 64;
+  if (!index_) return 0;
+  const std::int64_t step = alignment_;
+  std::int64_t hit = (static_cast<std::int64_t>(content.tokens.size()) - 1) / step * step;
+  const auto hash = [&](group& in, std::int32_t group_index, std::int32_t first, std::int32_t last) {
+    const std::int32_t size = in.config.block_size;
+    block_identity parent = first > 0 ? in.identities[first - 1] : index_->root(group_index, content.name_space);
+    for (std::int32_t k = first; k < last; ++k) {
+      parent = in.identities[k] =
+          index_->chain(parent, content.tokens.subspan(static_cast<std::size_t>(k) * size, size), keys_of(in, content, k));
+      index_->prefetch(parent);
+    }
+  };
+  // Full attention, from the left: nothing behind the first miss can be used.
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    group& in = groups_[g];
+    if (in.config.window > 0) continue;
+    const std::int32_t size = in.config.block_size;
+    const auto wanted = static_cast<std::int32_t>(hit / size);
+    std::int32_t found = 0;
+    while (found < wanted) {
+      const std::int32_t last = std::min(wanted, found + batch);
+      hash(in, static_cast<std::int32_t>(g), found, last);
+      const std::int32_t more =
+          index_->find_leading(std::span(in.identities).subspan(found, last - found),
+                               content.tokens.data() + std::int64_t{found} * size, size, &in.found[found]);
+      found += more;
+      if (found < last) break;
+    }
+    hit = std::int64_t{found} * size / step * step;
+  }
+  // Windows need their last blocks and their sinks; which end is the longest that all have shows from the right.
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    group& in = groups_[g];
+    if (in.config.window == 0) continue;
+    const std::int32_t size = in.config.block_size;
+    const auto wanted = static_cast<std::int32_t>(hit / size);
+    hash(in, static_cast<std::int32_t>(g), 0, wanted);
+    for (std::int32_t k = 0; k < wanted; ++k) {
+      in.found[k] = index_->find(in.identities[k], content.tokens.subspan(static_cast<std::size_t>(k) * size, size));
+      in.run[k] = in.found[k] == not_found ? 0 : (k > 0 ? in.run[k - 1] : 0) + 1;
+    }
+  }
+  const auto serves = [&](const group& in, std::int64_t end) {
+    const auto blocks = static_cast<std::int32_t>(end / in.config.block_size);
+    const std::int32_t seen = blocks - first_live(in, static_cast<std::int32_t>(end));
+    const std::int32_t sinks = std::min(in.sink_blocks, blocks);
+    return (seen == 0 || in.run[blocks - 1] >= seen) && (sinks == 0 || in.run[sinks - 1] >= sinks);
+  };
+  const auto all_serve = [&](std::int64_t end) {
+    return std::all_of(groups_.begin(), groups_.end(),
+                       [&](const group& in) { return in.config.window == 0 || serves(in, end); });
+  };
+  if (has_windows_) {
+    while (hit > 0 && !all_serve(hit)) hit -= step;
+  }
+  return static_cast<std::int32_t>(hit);
+}
+
+template <class Use>
+void kv_cache::for_each_hit(const group& in, std::int32_t num_tokens, Use use) const noexcept {
+  const std::int32_t blocks = in.table.logical_block(num_tokens);
+  const std::int32_t live = first_live(in, num_tokens);
+  for (std::int32_t k = 0; k < std::min({in.sink_blocks, live, blocks}); ++k) use(k, in.found[k]);
+  for (std::int32_t k = live; k < blocks; ++k) use(k, in.found[k]);
+}
+
+status kv_cache::evict(std::span<const block_id> blocks) noexcept {
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    if (!pool_.is_usable(blocks[i])) {
+      return error{.code = errc::invalid_block,
+                   .what = "the block is the null block, or not one of this pool's",
+                   .value = to_int(blocks[i]),
+                   .index = static_cast<std::int64_t>(i)};
+    }
+  }
+  if (index_) {
+    for (const block_id block : blocks) withdraw(block);
+  }
+  return {};
+}
+
+/// Makes a block impossible to find. A sequence that has it keeps it.
+void kv_cache::withdraw(block_id block) noexcept {
+  if (!index_->has_content(block)) return;
+  if (pool_.references(block) > 0) {
+    index_->withdraw(block);
+  } else {
+    index_->forget(block);
+  }
+  pool_.set_findable(block, false);
+}
+
+void kv_cache::reset() noexcept { withdraw_all(nullptr); }
+void kv_cache::reset(std::uint64_t name_space) noexcept { withdraw_all(&name_space); }
+
+void kv_cache::withdraw_all(const std::uint64_t* name_space) noexcept {
+  if (!index_) return;
+  for (std::int32_t id = config_.has_null_block ? 1 : 0; id < pool_.num_blocks(); ++id) {
+    const block_id block{id};
+    if (index_->has_content(block) && (name_space == nullptr || index_->name_space(block) == *name_space)) withdraw(block);
+  }
+  for (sequence_state& sequence : sequences_) {
+    const bool concerned = name_space == nullptr || !sequence.has_name_space || sequence.name_space == *name_space;
+    if (concerned && sequence.length > 0) sequence.publishes = false;
+  }
+}
+
+// ---- what fits
+
+kv_cache::growth kv_cache::growth_of(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
+                                     std::int32_t in_flight) const noexcept {
+  const std::int64_t size = in.config.block_size;
+  growth grows{.missing = (num_tokens + size - 1) / size - entries};
+  if (in.config.window > 0) {
+    const std::int64_t visible = std::int64_t{in.config.window} - 1 + in_flight;
+    grows.most_in_window = (visible + size - 1) / size + 1 + in.sink_blocks - own;
+  }
+  return grows;
+}
+
+result<kv_cache::add_prediction> kv_cache::predict_add(const sequence_tokens& content) const noexcept {
+  if (status sound = check_content(content); !sound) return sound.error();
+  if (content.tokens.empty()) return invalid("a sequence is added with at least 1 token, or with none said", 0, 1);
+  if (free_sequences_.empty()) {
+    return error{
+        .code = errc::out_of_sequences, .what = "all max_sequences sequences are in use", .limit = config_.max_sequences};
+  }
+  const std::int32_t hit = look_up(content);
+  std::int64_t revived = 0;
+  for (const group& in : groups_) {
+    for_each_hit(in, hit, [&](std::int32_t, block_id block) { revived += pool_.is_cached(block); });
+  }
+  return add_prediction{hit, {.new_blocks = 0, .revived_blocks = revived}};
+}
+
+result<block_need> kv_cache::blocks_to_completion(sequence_handle handle, std::int32_t num_tokens,
+                                                  std::int32_t in_flight) const noexcept {
+  if (!is_live(handle)) return stale();
+  const std::int32_t length = sequences_[handle.index].length;
+  if (num_tokens < length) return invalid("a sequence completes at no fewer tokens than it holds", num_tokens, length);
+  if (in_flight < 1) return invalid("at least 1 token is in flight", in_flight, 1);
+  block_need need;
+  for (const group& in : groups_) {
+    const row_state& row = in.rows[handle.index];
+    const auto blocks = in.table.row(static_cast<std::int32_t>(handle.index)).first(row.num_blocks);
+    const bool copies = num_tokens > length && row.tail_room > 0 && !row.tail_is_private && pool_.references(blocks.back()) > 1;
+    const std::int32_t kept = row.num_blocks - copies;
+    std::int32_t own = 0;
+    if (in.config.window > 0) {
+      own = std::min({in.sink_blocks, row.first_live, kept});
+      for (std::int32_t k = row.first_live; k < kept; ++k) own += k < in.sink_blocks || pool_.references(blocks[k]) == 1;
+    }
+    need.new_blocks += growth_of(in, num_tokens, kept, own, in_flight).new_blocks();
+  }
+  return need;
+}
+
+bool kv_cache::can_fit_now(const sequence_tokens& content, std::int32_t in_flight) const noexcept {
+  return how_many_fit({&content, 1}, in_flight) == 1;
+}
+
+bool kv_cache::can_fit_now(std::int32_t num_tokens, std::int32_t in_flight) const noexcept {
+  if (free_sequences_.empty() || !can_ever_fit(num_tokens, in_flight)) return false;
+  std::int64_t needed = 0;
+  for (const group& in : groups_) needed += growth_of(in, num_tokens, 0, 0, in_flight).new_blocks();
+  const bool idle = free_sequences_.size() == sequences_.size();
+  return pool_.available_blocks() - needed >= (idle ? 0 : config_.watermark_blocks);
+}
+
+std::int32_t kv_cache::how_many_fit(std::span<const sequence_tokens> requests, std::int32_t in_flight) const noexcept {
+  // Of a block that nobody references yet, seen_ says whose it would be: first + i for request i alone, first + max_sequences
+  // for several.
+  const auto several = static_cast<std::uint32_t>(config_.max_sequences);
+  if (next_mark_ > std::numeric_limits<std::uint32_t>::max() - several - 1) {
+    std::fill(seen_.begin(), seen_.end(), 0);
+    next_mark_ = 1;
+  }
+  const std::uint32_t first = std::exchange(next_mark_, next_mark_ + several + 1);
+  const std::size_t num_groups = groups_.size();
+
+  std::int64_t available = pool_.available_blocks();
+  std::size_t rows = free_sequences_.size();
+  bool idle = rows == sequences_.size();
+  std::int32_t fitting = 0;
+  for (const sequence_tokens& content : requests) {
+    if (rows-- == 0 || in_flight < 1 || content.tokens.empty() || !check_content(content)) break;
+    const std::int32_t hit = look_up(content);
+    for (std::size_t g = 0; g < num_groups; ++g) {
+      const group& in = groups_[g];
+      std::int32_t own = 0;
+      for_each_hit(in, hit, [&](std::int32_t logical_block, block_id block) {
+        const bool is_sink = logical_block < in.sink_blocks;
+        own += is_sink;
+        if (pool_.references(block) > 0) return;
+        std::uint32_t& owner = seen_[to_int(block)];
+        if (owner < first) {
+          owner = first + static_cast<std::uint32_t>(fitting);
+          available -= pool_.is_cached(block);
+          own += !is_sink;
+        } else if (owner < first + several && !is_sink) {
+          // An earlier request loses it: when it leaves that one's window, this one still has it.
+          growth& other = growths_[(owner - first) * num_groups + g];
+          available += other.new_blocks();
+          ++other.most_in_window;
+          available -= other.new_blocks();
+          owner = first + several;
+        }
+      });
+      growth& grows = growths_[static_cast<std::size_t>(fitting) * num_groups + g];
+      grows = growth_of(in, static_cast<std::int64_t>(content.tokens.size()), in.table.logical_block(hit), own, in_flight);
+      available -= grows.new_blocks();
+    }
+    if (available < (idle ? 0 : config_.watermark_blocks)) break;
+    idle = false;
+    ++fitting;
+  }
+  return fitting;
+}
+
+bool kv_cache::can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight) const noexcept {
+  if (num_tokens < 1 || num_tokens > config_.max_tokens_per_sequence || in_flight < 1) return false;
+  std::int64_t needed = 0;
+  for (const group& in : groups_) needed += growth_of(in, num_tokens, 0, 0, in_flight).new_blocks();
+  return needed <= pool_.usable_blocks();
+}
+
+// ---- what is there
 
 result<std::int32_t> kv_cache::length(sequence_handle sequence) const noexcept {
   if (!is_live(sequence)) return stale();
   return sequences_[sequence.index].length;
 }
 
-result<std::span<const block_id>> kv_cache::table(sequence_handle sequence) const noexcept {
+result<std::int32_t> kv_cache::computed_length(sequence_handle sequence) const noexcept {
   if (!is_live(sequence)) return stale();
-  return tables_.row(static_cast<std::int32_t>(sequence.index)).first(sequences_[sequence.index].num_blocks);
+  return sequences_[sequence.index].computed;
 }
 
-cache_statistics kv_cache::statistics() const noexcept {
-  const std::int32_t referenced = pool_.referenced_blocks();
-  return {.usable_blocks = pool_.usable_blocks(),
-          .free_blocks = pool_.free_blocks(),
-          .referenced_blocks = referenced,
-          .sequences = static_cast<std::int32_t>(sequences_.size() - free_sequences_.size()),
-          .live_tokens = live_tokens_,
-          .tail_tokens = static_cast<std::int64_t>(referenced) * config_.block_size - live_tokens_,
-          .blocks_taken = blocks_taken_,
-          .blocks_released = blocks_released_};
-}
-
-status kv_cache::validate() const {
-  const auto broken = [](const char* equation, std::int64_t value, std::int64_t limit, std::int64_t index) {
-    return error{.code = errc::corrupted, .what = equation, .value = value, .limit = limit, .index = index};
-  };
-  if (status pool = pool_.validate(); !pool) return pool;
-
-  std::vector<std::int32_t> entries(config_.num_blocks);
-  std::int64_t live_tokens = 0;
-  std::size_t live_sequences = 0;
-  for (std::size_t i = 0; i < sequences_.size(); ++i) {
-    const sequence_state& sequence = sequences_[i];
-    const auto index = static_cast<std::int64_t>(i);
-    if ((sequence.generation & 1U) == 0) {
-      if (sequence.num_blocks != 0) return broken("a released sequence keeps blocks", sequence.num_blocks, 0, index);
-      continue;
-    }
-    ++live_sequences;
-    live_tokens += sequence.length;
-    if (sequence.num_blocks != tables_.blocks_for(sequence.length)) {
-      return broken("a sequence has other than ceil(length / block_size) blocks", sequence.num_blocks,
-                    tables_.blocks_for(sequence.length), index);
-    }
-    for (const block_id block : tables_.row(static_cast<std::int32_t>(i)).first(sequence.num_blocks)) {
-      if (pool_.references(block) == 0) return broken("a table names a block that is free or foreign", to_int(block), 1, index);
-      ++entries[to_int(block)];
-    }
-    if (sequence.tail_room != sequence.num_blocks * config_.block_size - sequence.length) {
-      return broken("a sequence's tail room is not its blocks' tokens less its length", sequence.tail_room,
-                    sequence.num_blocks * config_.block_size - sequence.length, index);
-    }
-    if (sequence.tail_room > 0) {
-      slot_t next = 0;
-      tables_.write_slots(static_cast<std::int32_t>(i), sequence.length, 1, &next);
-      if (sequence.next_slot != next)
-        return broken("a sequence's next slot is not its table's", sequence.next_slot, next, index);
-    }
-  }
-  for (std::size_t id = 0; id < entries.size(); ++id) {
-    const std::int32_t references = pool_.references(block_id{static_cast<std::int32_t>(id)});
-    if (references != entries[id]) {
-      return broken("a block's references are not its table entries", references, entries[id], static_cast<std::int64_t>(id));
-    }
-  }
-  if (live_tokens != live_tokens_)
-    return broken("live tokens are not the sum of lengths", live_tokens_, live_tokens, error::none);
-  if (live_sequences + free_sequences_.size() != sequences_.size()) {
-    return broken("live and free sequences are not max_sequences", static_cast<std::int64_t>(live_sequences),
-                  static_cast<std::int64_t>(sequences_.size() - free_sequences_.size()), error::none);
-  }
-  return {};
+result<std::span<const block_id>> kv_cache::table(sequence_handle sequence, std::int32_t group_index) const noexcept {
+  if (!is_live(sequence)) return stale();
+  if (group_index < 0 || group_index >= num_groups()) return invalid("there is no such group", group_index, num_groups() - 1);
+  const group& in = groups_[group_index];
+  return std::as_const(in.table).row(static_cast<std::int32_t>(sequence.index)).first(in.rows[sequence.index].num_blocks);
 }
 
 }  // namespace pagedkv

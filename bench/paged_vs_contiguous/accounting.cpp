@@ -10,7 +10,7 @@ slot_sums closed_form(std::span<const request> requests, const setting& under) {
     // After its j-th output, j = 1 ... O, a sequence holds I + j tokens.
     sums.live += r.output * r.prompt + r.output * (r.output + 1) / 2;
     const std::int64_t most = under.reservation(r.total());
-    if (under.which != policy::paged) {
+    if (!is_paged(under.which)) {
       sums.reserved += r.output * most;
       sums.never_used += r.output * (most - r.total());
       continue;
@@ -71,11 +71,6 @@ void accounting::add(const step_state& step) {
   totals_.peak_concurrency = std::max(totals_.peak_concurrency, step.running);
   totals_.steps_to_drain = step.step + 1;
   totals_.over_steps.add(step.step, step.running, live / pool_tokens_);
-}
-
-void accounting::add_preemption(std::int64_t tokens_held) {
-  ++totals_.preemptions;
-  totals_.recomputed_tokens += tokens_held;
 }
 
 step_means accounting::sums::means() const {

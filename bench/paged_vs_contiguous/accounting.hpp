@@ -16,13 +16,13 @@ namespace pagedkv::bench {
 struct step_state {
   std::int64_t step = 0;
   std::int64_t running = 0;     ///< Sequences that generated in it.
-  std::int64_t live = 0;        ///< Tokens held, this step's included.
+  std::int64_t live = 0;        ///< Tokens held, this step's included; a slot that sequences share counts once.
   std::int64_t reserved = 0;    ///< Of P.
   std::int64_t never_used = 0;  ///< Of the reserved ones: beyond what their sequence will ever hold.
   bool saturated = false;       ///< Requests waited after S2.
 };
 
-/// Sums over the steps of a run. They depend on the requests alone, not on the schedule.
+/// Sums over the steps of a run. They depend on the requests alone, not on the schedule, unless sequences share blocks.
 struct slot_sums {
   std::int64_t live = 0;
   std::int64_t reserved = 0;
@@ -31,7 +31,7 @@ struct slot_sums {
   friend bool operator==(const slot_sums&, const slot_sums&) = default;
 };
 
-/// What `slot_sums` must come to, from the lengths alone.
+/// What `slot_sums` must come to, from the lengths alone; of paged_prefix, if it shared nothing.
 [[nodiscard]] slot_sums closed_form(std::span<const request> requests, const setting& under);
 
 /// Means over a set of steps; null without any.
@@ -86,7 +86,9 @@ class accounting {
   explicit accounting(std::int64_t pool_tokens) : pool_tokens_(static_cast<double>(pool_tokens)) {}
 
   void add(const step_state& step);
-  void add_preemption(std::int64_t tokens_held);
+  void add_preemption() { ++totals_.preemptions; }
+  /// A preempted sequence runs again and computes this many tokens once more.
+  void add_recomputed(std::int64_t tokens) { totals_.recomputed_tokens += tokens; }
 
   [[nodiscard]] outcome result() const;
 

@@ -27,17 +27,17 @@ std::uint64_t mixed(std::uint64_t x) {
 }
 
 /// One token's keys (plane 0) or values (plane 1) in one layer: 8-byte words that differ along the row and between rows.
-void fill_row(std::span<std::byte> row, std::size_t request, std::int64_t position, std::int32_t layer, std::uint64_t plane) {
+void fill_row(std::span<std::byte> row, std::uint64_t content, std::int64_t position, std::int32_t layer, std::uint64_t plane) {
   const std::uint64_t place = (static_cast<std::uint64_t>(position) << 20) ^ (static_cast<std::uint64_t>(layer) << 1) ^ plane;
-  std::uint64_t word = mixed(mixed(static_cast<std::uint64_t>(request) + 1) ^ place);
+  std::uint64_t word = mixed(mixed(content + 1) ^ place);
   std::size_t i = 0;
   for (; i + sizeof word <= row.size(); i += sizeof word, word += 0x9e3779b97f4a7c15) std::memcpy(&row[i], &word, sizeof word);
   if (i < row.size()) std::memcpy(&row[i], &word, row.size() - i);
 }
 
-auto pattern_of(std::size_t request) {
-  return [request](std::span<std::byte> row, std::int64_t position, std::int32_t layer, std::uint64_t plane) {
-    fill_row(row, request, position, layer, plane);
+auto pattern_of(std::size_t request, const token_content& content) {
+  return [request, &content](std::span<std::byte> row, std::int64_t position, std::int32_t layer, std::uint64_t plane) {
+    fill_row(row, content(request, position), position, layer, plane);
   };
 }
 
@@ -86,11 +86,12 @@ std::vector<bool> sample_requests(const workload& load, std::int64_t token_bytes
 }
 
 kv_writer::kv_writer(compute_device& device, const kv_layout& layout, const cache_view& pool, std::vector<bool> chosen,
-                     bool priced)
+                     bool priced, token_content content)
     : device_(device),
       layout_(layout),
       pool_(pool),
       chosen_(std::move(chosen)),
+      content_(std::move(content)),
       plane_row_bytes_(static_cast<std::size_t>(layout.shape().num_kv_heads * layout.row_bytes())),
       chunk_tokens_(std::max<std::size_t>(1, staged_bytes / (2 * plane_row_bytes_))),
       host_rows_(2 * chunk_tokens_ * plane_row_bytes_),
@@ -137,7 +138,8 @@ void kv_writer::write(const cache_view& cache, std::span<const token> tokens, st
     for (std::int32_t layer = 0; layer < cache.num_layers(); ++layer) {
       for (std::size_t i = 0; i < 2 * count; ++i) {
         const token& t = tokens[begin + i % count];
-        fill_row(rows.subspan(i * plane_row_bytes_, plane_row_bytes_), t.request, t.position, layer, i / count);
+        fill_row(rows.subspan(i * plane_row_bytes_, plane_row_bytes_), content_(t.request, t.position), t.position, layer,
+                 i / count);
       }
       device_.upload(rows_.get(), rows);
       append_rows(cache, layer, rows_.get(), as<slot_t>(slots_), static_cast<std::int64_t>(count), faults());
@@ -147,7 +149,7 @@ void kv_writer::write(const cache_view& cache, std::span<const token> tokens, st
 
 void kv_writer::finish(std::size_t request, std::span<const block_id> table, std::int64_t num_tokens) {
   check_faults("append");
-  verify(pool_, request, table, num_tokens, pattern_of(request));
+  verify(pool_, request, table, num_tokens, pattern_of(request, content_));
   ++report_.sequences;
   if (measurements_left_ > 0) {
     --measurements_left_;
@@ -219,7 +221,7 @@ void kv_writer::measure(std::size_t request, std::span<const block_id> table, st
   }
   // Touches the buffer's pages as the pool's already are, and shows that both hold the same before appending is timed.
   write(buffer.view(), tokens, buffer_slots);
-  verify(buffer.view(), request, buffer_table, num_tokens, pattern_of(request));
+  verify(buffer.view(), request, buffer_table, num_tokens, pattern_of(request, content_));
 
   const auto staged = static_cast<std::size_t>(num_tokens) * plane_row_bytes_ * 2;
   const device_buffer rows = device_.allocate(staged);

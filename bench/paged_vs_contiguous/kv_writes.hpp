@@ -33,14 +33,21 @@ struct kv_write_report {
 /// Requests spread evenly over the workload whose tokens take at most `max_bytes` in all, and none more than a quarter of it.
 [[nodiscard]] std::vector<bool> sample_requests(const workload& load, std::int64_t token_bytes, std::int64_t max_bytes);
 
-/// Appends a pattern, which request, position, layer and K or V determine, for every token of the requests chosen; when one
+/// What a token's keys and values depend on besides its position, as a number. Tokens that lie in shared blocks agree in it.
+using token_content = std::function<std::uint64_t(std::size_t request, std::int64_t position)>;
+/// Every request differs from all others.
+[[nodiscard]] inline std::uint64_t own_content(std::size_t request, std::int64_t /*position*/) { return request; }
+
+/// Appends a pattern, which content, position, layer and K or V determine, for every token of the requests chosen; when one
 /// finishes, gathers its tokens and compares every byte.
 class kv_writer final : public token_sink {
  public:
   /// @param pool    lies on `device`, has `layout`, and outlives the writer.
   /// @param chosen  [requests of the workload].
-  /// @param priced  whether to time the appends of some sequences also into a contiguous buffer.
-  kv_writer(compute_device& device, const kv_layout& layout, const cache_view& pool, std::vector<bool> chosen, bool priced);
+  /// @param priced  whether to time the appends of some sequences also into a contiguous buffer, which overwrites them: not
+  ///                where sequences share blocks.
+  kv_writer(compute_device& device, const kv_layout& layout, const cache_view& pool, std::vector<bool> chosen, bool priced,
+            token_content content = own_content);
 
   [[nodiscard]] bool wants(std::size_t request) const override { return chosen_[request]; }
   void place(std::size_t request, std::int64_t first, std::span<const slot_t> slots) override;
@@ -78,6 +85,7 @@ class kv_writer final : public token_sink {
   kv_layout layout_;
   const cache_view& pool_;
   std::vector<bool> chosen_;
+  token_content content_;
   std::size_t plane_row_bytes_;  // one token's keys (or values) in one layer, all heads
   std::size_t chunk_tokens_;     // staged at once
   std::vector<token> pending_;

@@ -80,7 +80,8 @@ void run(const options& chosen) {
   }
   const model_shape model = read_model(chosen.model);
   const std::vector<pool> pools = make_pools(model, chosen);
-  std::vector<trace_request> trace = read_trace_file(chosen.trace);
+  std::vector<trace_request> trace =
+      read_trace_file(chosen.trace, chosen.prefix_sharing ? prefix_ids::required : prefix_ids::ignored);
   if (chosen.limit) trace.resize(static_cast<std::size_t>(std::min<std::int64_t>(*chosen.limit, std::ssize(trace))));
   const std::vector<request> scheduled = schedule(trace, chosen.step);
   chosen_device where;

@@ -136,13 +136,16 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
   app.add_option("--policies", policies, "contiguous_max, contiguous_pow2, contiguous_oracle, paged (default all)")
       ->delimiter(',')
       ->option_text("NAME,...");
+  app.add_flag("--prefix-sharing", chosen.prefix_sharing,
+               "Beside paged also paged_prefix, where prompts that begin alike share blocks; needs a trace with hash_ids");
   app.add_option("--placement", placement_name, "Contiguous reservations: ideal (default), or by address, first_fit")
       ->option_text("HOW");
   app.add_option("--watermark", chosen.watermark, "Share of the blocks that admission leaves free (default 0.01)")
       ->option_text("X");
   app.add_option("--max-seqs", chosen.max_seqs, "Most sequences that run at once (default no limit)")->option_text("N");
 
-  app.add_option("--kv-writes", writes, "Whose keys and values are really written: none, sample (default), all")
+  app.add_option("--kv-writes", writes,
+                 "Whose keys and values are really written: none, sample (default; not paged_prefix), all")
       ->option_text("WHOSE");
   app.add_option("--device", device, "Where to: auto (default), host, cuda, cuda:N")->option_text("DEVICE");
   app.add_option("--json", chosen.json, "Also write the rows as JSON")->option_text("FILE");
@@ -187,6 +190,10 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
 
   chosen.policies =
       policies.empty() ? std::vector<policy>(std::begin(all_policies), std::end(all_policies)) : parse_policies(policies);
+  if (chosen.prefix_sharing &&
+      std::find(chosen.policies.begin(), chosen.policies.end(), policy::paged) == chosen.policies.end()) {
+    throw usage_error("--prefix-sharing compares with paged, which --policies leaves out: add it there");
+  }
   chosen.where =
       choose<placement>("--placement", placement_name, {{"ideal", placement::ideal}, {"first_fit", placement::first_fit}});
   chosen.writes = choose<kv_writes>("--kv-writes", writes,

@@ -36,6 +36,7 @@ struct options {
   std::vector<std::int64_t> max_model_lens = {131072, 32768, 4096};
   std::vector<std::int64_t> block_sizes = {16};
   std::vector<policy> policies;
+  bool prefix_sharing = false;  ///< A row of paged_prefix beside each of paged.
   placement where = placement::ideal;
   double watermark = 0.01;
   std::optional<std::int64_t> max_seqs;

@@ -26,7 +26,7 @@ constexpr int top_margin = 30;
 constexpr int bottom_margin = 75;
 
 // Okabe and Ito's palette, which the colour-blind can tell apart.
-constexpr const char* policy_colours[] = {"#D55E00", "#E69F00", "#0072B2", "#009E73"};
+constexpr const char* policy_colours[] = {"#D55E00", "#E69F00", "#0072B2", "#009E73", "#56B4E9"};
 constexpr const char* more_paged_colours[] = {"#56B4E9", "#CC79A7", "#000000"};
 
 bool ends_in(const std::string& path, const char* suffix) { return std::filesystem::path(path).extension() == suffix; }
@@ -59,10 +59,9 @@ std::string label_of(const row& r, bool short_one) {
 
 const char* colour_of(const rows_of_line& line, std::size_t i) {
   std::size_t earlier_paged = 0;
-  for (std::size_t k = 0; k < i; ++k) earlier_paged += line[k]->which == policy::paged;
-  return line[i]->which == policy::paged && earlier_paged > 0
-             ? more_paged_colours[(earlier_paged - 1) % std::size(more_paged_colours)]
-             : policy_colours[static_cast<std::size_t>(line[i]->which)];
+  for (std::size_t k = 0; k < i; ++k) earlier_paged += is_paged(line[k]->which);
+  return is_paged(line[i]->which) && earlier_paged > 0 ? more_paged_colours[(earlier_paged - 1) % std::size(more_paged_colours)]
+                                                       : policy_colours[static_cast<std::size_t>(line[i]->which)];
 }
 
 class script {

@@ -61,6 +61,19 @@ std::optional<double> ratio_to(policy which, const row& of, std::span<const row>
   return *of.figures.busy.tokens_per_step / *base->figures.busy.tokens_per_step;
 }
 
+/// Of paged_prefix, the row of paged with the same blocks.
+const row* without_sharing(const row& of, std::span<const row> rows) {
+  const auto same = std::find_if(rows.begin(), rows.end(), [&](const row& r) {
+    return r.which == policy::paged && r.block_size == of.block_size && same_question(r, of);
+  });
+  return same == rows.end() ? nullptr : &*same;
+}
+
+std::optional<double> hit_rate(const prefix_figures& prefix) {
+  if (prefix.tokens_asked == 0) return std::nullopt;
+  return static_cast<double>(prefix.tokens_hit) / static_cast<double>(prefix.tokens_asked);
+}
+
 std::string times(const std::optional<double>& ratio) { return ratio ? fmt::format("{:.2f}x", *ratio) : absent; }
 
 bool fraction_is_swept(std::span<const row> rows) {
@@ -144,6 +157,30 @@ std::string pressure_table(std::span<const row> rows) {
                   });
 }
 
+std::string prefix_table(std::span<const row> rows) {
+  return table_of(rows,
+                  {"prompt tokens", "found", "hit rate", "found again", "blocks saved", "merged", "evicted", "drain",
+                   "drain paged", "x paged"},
+                  [&](const row& r) -> std::vector<std::string> {
+                    if (!r.prefix) return {};
+                    const row* const paged = without_sharing(r, rows);
+                    std::optional<double> ratio;
+                    if (paged != nullptr && paged->figures.busy.tokens_per_step && r.figures.busy.tokens_per_step) {
+                      ratio = *r.figures.busy.tokens_per_step / *paged->figures.busy.tokens_per_step;
+                    }
+                    return {grouped(r.prefix->tokens_asked),
+                            grouped(r.prefix->tokens_hit),
+                            fixed(hit_rate(*r.prefix), 4),
+                            grouped(r.prefix->tokens_hit_again),
+                            grouped(r.prefix->blocks_hit),
+                            grouped(r.prefix->blocks_merged),
+                            grouped(r.prefix->blocks_evicted),
+                            grouped(r.figures.steps_to_drain),
+                            paged != nullptr ? grouped(paged->figures.steps_to_drain) : absent,
+                            times(ratio)};
+                  });
+}
+
 std::string bookkeeping_table(std::span<const row> rows) {
   return table_of(rows, {"ns/token", "p50 us/step", "p99 us/step"}, [](const row& r) -> std::vector<std::string> {
     if (!r.bookkeeping) return {};
@@ -192,8 +229,27 @@ std::string tables(std::span<const row> rows) {
   out +=
       "\nRequests dropped (empty, too long, larger than the pool) or truncated, preempted, and means over saturated steps\n" +
       pressure_table(rows);
+  const std::string prefix = prefix_table(rows);
+  if (!prefix.empty()) {
+    out +=
+        "\nWhat sharing equal prefixes adds to paging\n" + prefix +
+        "found: prompt tokens in the cache when their request was first admitted, at most all but the last one, in whole "
+        "blocks; found again:\n"
+        "by preempted requests, generated tokens included. blocks saved: table entries found instead of computed; merged: "
+        "computed, and then\n"
+        "found there already. x paged: tokens/step over that of paged. With sharing, reserved counts the blocks that running "
+        "sequences\n"
+        "reference, each once, as cached ones can be evicted at any time; live the slots in them that hold a token, each "
+        "once; recomputed\n"
+        "leaves out what was found again. The trace names prompt blocks only, so that no prompt finds an earlier answer.\n";
+  }
   if (const std::string cost = bookkeeping_table(rows); !cost.empty()) {
     out += "\nWhat the bookkeeping cost: time inside the allocator's calls, per generated token and per step\n" + cost;
+    if (!prefix.empty()) {
+      out +=
+          "paged_prefix: hashing and comparing every prompt included, twice for each admission (whether it fits, and taking "
+          "it).\n";
+    }
   }
   if (const std::string writes = writes_table(rows); !writes.empty()) {
     out += "\nKeys and values really appended and read back, every byte right\n" + writes +
@@ -227,6 +283,15 @@ std::string to_json(std::span<const row> rows) {
     object["preemptions"] = r.figures.preemptions;
     object["recomputed_tokens"] = r.figures.recomputed_tokens;
     put_means(object, r.figures.saturated, "_sat");
+    if (r.prefix) {
+      object["prefix_hit_rate"] = nullable(hit_rate(*r.prefix));
+      object["prefix_tokens_asked"] = r.prefix->tokens_asked;
+      object["prefix_tokens_hit"] = r.prefix->tokens_hit;
+      object["prefix_tokens_hit_again"] = r.prefix->tokens_hit_again;
+      object["prefix_blocks_hit"] = r.prefix->blocks_hit;
+      object["prefix_blocks_merged"] = r.prefix->blocks_merged;
+      object["blocks_evicted"] = r.prefix->blocks_evicted;
+    }
     if (r.bookkeeping) {
       object["allocator_ns_per_token"] = r.bookkeeping->ns_per_token;
       object["allocator_ns_per_step_p50"] = r.bookkeeping->ns_per_step_p50;

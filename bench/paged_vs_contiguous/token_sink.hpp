@@ -17,7 +17,7 @@ class token_sink {
 
   [[nodiscard]] virtual bool wants(std::size_t request) const = 0;
   /// Positions [first, first + slots.size()) of a request have these slots until it is preempted or finishes. `slots` is only
-  /// good during the call.
+  /// good during the call. What sequences share is placed once, by the one that computes it.
   virtual void place(std::size_t request, std::int64_t first, std::span<const slot_t> slots) = 0;
   /// Called before any slot that was placed may go to another sequence.
   virtual void flush() = 0;

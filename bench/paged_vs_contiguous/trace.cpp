@@ -170,7 +170,29 @@ class csv_format {
   std::vector<std::string_view> fields_;
 };
 
-trace_request parse_json_line(std::string_view line) {
+std::vector<std::int32_t> parse_prefix_ids(const nlohmann::json& object, std::int64_t prompt_tokens) {
+  const auto field = object.find("hash_ids");
+  if (field == object.end()) {
+    throw bad_line("the object lacks hash_ids, which --prefix-sharing needs: leave the option out, or use another trace");
+  }
+  if (!field->is_array()) throw bad_line("hash_ids is not an array");
+  const std::int64_t needed = (prompt_tokens + tokens_per_prefix_id - 1) / tokens_per_prefix_id;
+  if (static_cast<std::int64_t>(field->size()) != needed) {
+    throw bad_line(fmt::format("hash_ids has {} ids where input_length {} takes {}, one for every {} tokens", field->size(),
+                               prompt_tokens, needed, tokens_per_prefix_id));
+  }
+  std::vector<std::int32_t> ids;
+  ids.reserve(field->size());
+  for (const nlohmann::json& id : *field) {
+    if (!id.is_number_integer() || id < 0 || id > max_tokens) {
+      throw bad_line(fmt::format("hash_ids holds something else than whole numbers from 0 to {}", max_tokens));
+    }
+    ids.push_back(id.get<std::int32_t>());
+  }
+  return ids;
+}
+
+trace_request parse_json_line(std::string_view line, prefix_ids ids) {
   const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
   if (!object.is_object()) throw bad_line("not a JSON object (is the file truncated?)");
   const auto tokens = [&](const char* name) {
@@ -187,6 +209,7 @@ trace_request parse_json_line(std::string_view line) {
     if (!timestamp->is_number()) throw bad_line("timestamp is not a number of milliseconds");
     request.arrival = to_nanoseconds(timestamp->get<double>(), 1e6, "timestamp");
   }
+  if (ids == prefix_ids::required) request.prefix_ids = parse_prefix_ids(object, request.prompt_tokens);
   return request;
 }
 
@@ -201,6 +224,8 @@ constexpr const char* expected_formats =
 
 class reader {
  public:
+  explicit reader(prefix_ids ids) : ids_(ids) {}
+
   /// One line without its end.
   void take(std::string_view line) {
     if (is_binary(line)) throw bad_line(fmt::format("binary data, not a trace: {}", expected_formats));
@@ -210,11 +235,15 @@ class reader {
       if (!is_json_) {
         csv_ = csv_format::from_header(line);
         if (!csv_) throw bad_line(fmt::format("not a trace: {}", expected_formats));
+        if (ids_ == prefix_ids::required) {
+          throw bad_line(
+              "a CSV has no hash_ids, which --prefix-sharing needs: leave the option out, or give JSON lines that have them");
+        }
         return;
       }
     }
     if (trimmed(line).empty()) throw bad_line("an empty line: remove it");
-    requests_.push_back(is_json_ ? parse_json_line(line) : csv_->parse(line));
+    requests_.push_back(is_json_ ? parse_json_line(line, ids_) : csv_->parse(line));
     if (requests_.back().arrival.has_value() != requests_.front().arrival.has_value()) {
       throw bad_line("some lines have an arrival time and some have none: give it in all or in none");
     }
@@ -226,6 +255,7 @@ class reader {
   }
 
  private:
+  prefix_ids ids_;
   bool is_first_ = true;
   bool is_json_ = false;
   std::optional<csv_format> csv_;
@@ -234,9 +264,9 @@ class reader {
 
 }  // namespace
 
-std::vector<trace_request> read_trace(std::istream& input, const std::string& name) {
+std::vector<trace_request> read_trace(std::istream& input, const std::string& name, prefix_ids ids) {
   constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
-  reader lines;
+  reader lines(ids);
   std::int64_t number = 0;
   try {
     for (std::string buffer; std::getline(input, buffer);) {
@@ -251,13 +281,13 @@ std::vector<trace_request> read_trace(std::istream& input, const std::string& na
   }
 }
 
-std::vector<trace_request> read_trace_file(const std::string& path) {
+std::vector<trace_request> read_trace_file(const std::string& path, prefix_ids ids) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) throw usage_error(fmt::format("{}: a directory, not a trace file", path));
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   if (!file) throw usage_error(fmt::format("{}: {}: give a readable trace with --trace", path, std::strerror(errno)));
-  return read_trace(file, path);
+  return read_trace(file, path, ids);
 }
 
 }  // namespace pagedkv::bench

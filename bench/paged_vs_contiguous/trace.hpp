@@ -11,11 +11,18 @@
 
 namespace pagedkv::bench {
 
+/// Prompt tokens that a prefix-block id stands for. Equal ids in equal places: equal tokens up to there.
+inline constexpr std::int64_t tokens_per_prefix_id = 512;
+
+/// Whether to read a trace's prefix-block ids, and refuse one without.
+enum class prefix_ids : bool { ignored, required };
+
 /// A row of a trace, as it stands there.
 struct trace_request {
   std::int64_t prompt_tokens = 0;
   std::int64_t output_tokens = 0;
   std::optional<std::chrono::nanoseconds> arrival;  ///< From an origin of the trace's own; in all rows or in none.
+  std::vector<std::int32_t> prefix_ids = {};        ///< Of the prompt, where they were asked for.
 
   friend bool operator==(const trace_request&, const trace_request&) = default;
 };
@@ -27,11 +34,15 @@ struct trace_request {
 /// Columns may stand in any order, others are ignored. Lines end in LF or CRLF, the last one in either or in nothing; a UTF-8
 /// byte order mark is skipped. Token counts are whole numbers from 0 to 2^31 - 1.
 ///
+/// Prefix-block ids are JSON lines' hash_ids: whole numbers from 0 to 2^31 - 1, one for every 512 tokens of the prompt, the
+/// last one for what is left.
+///
 /// @param name  what errors call the trace.
 /// Throws `usage_error`, "NAME:LINE: reason", at the first line that is not as above, or when there is no request.
-[[nodiscard]] std::vector<trace_request> read_trace(std::istream& input, const std::string& name);
+[[nodiscard]] std::vector<trace_request> read_trace(std::istream& input, const std::string& name,
+                                                    prefix_ids ids = prefix_ids::ignored);
 
 /// The same of a file. Throws `usage_error` also when it cannot be read.
-[[nodiscard]] std::vector<trace_request> read_trace_file(const std::string& path);
+[[nodiscard]] std::vector<trace_request> read_trace_file(const std::string& path, prefix_ids ids = prefix_ids::ignored);
 
 }  // namespace pagedkv::bench

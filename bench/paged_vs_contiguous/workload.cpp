@@ -3,13 +3,15 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <utility>
 
 #include "errors.hpp"
 
 namespace pagedkv::bench {
 namespace {
 
-constexpr std::array<std::string_view, 4> policy_names = {"contiguous_max", "contiguous_pow2", "contiguous_oracle", "paged"};
+constexpr std::array<std::string_view, 5> policy_names = {"contiguous_max", "contiguous_pow2", "contiguous_oracle", "paged",
+                                                          "paged_prefix"};
 
 }  // namespace
 
@@ -28,7 +30,8 @@ std::int64_t setting::reservation(std::int64_t total) const noexcept {
     case policy::contiguous_pow2:
       return std::min(static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(total))), max_model_len);
     case policy::contiguous_oracle: return total;
-    case policy::paged: break;
+    case policy::paged:
+    case policy::paged_prefix: break;
   }
   return blocks_for(total) * block_size;
 }
@@ -45,13 +48,16 @@ std::vector<request> schedule(std::span<const trace_request> trace, std::optiona
   }
   std::vector<request> scheduled;
   scheduled.reserve(sorted.size());
-  for (const trace_request& row : sorted) {
+  for (trace_request& row : sorted) {
     std::int64_t arrival_step = 0;
     if (step) {
       const auto since_first = *row.arrival - *sorted.front().arrival;
       arrival_step = since_first / *step + (since_first % *step != std::chrono::nanoseconds(0));
     }
-    scheduled.push_back({.prompt = row.prompt_tokens, .output = row.output_tokens, .arrival_step = arrival_step});
+    scheduled.push_back({.prompt = row.prompt_tokens,
+                         .output = row.output_tokens,
+                         .arrival_step = arrival_step,
+                         .prefix_ids = std::move(row.prefix_ids)});
   }
   return scheduled;
 }
@@ -72,13 +78,13 @@ workload make_workload(std::span<const request> scheduled, const setting& under)
       row.output = under.max_model_len - row.prompt;
       ++load.truncated;
     }
-    const bool fits_empty_pool = under.which == policy::paged ? under.blocks_for(row.total()) <= under.num_blocks()
-                                                              : under.reservation(row.total()) <= under.pool_tokens;
+    const bool fits_empty_pool = is_paged(under.which) ? under.blocks_for(row.total()) <= under.num_blocks()
+                                                       : under.reservation(row.total()) <= under.pool_tokens;
     if (!fits_empty_pool) {
       ++load.dropped_pool;
       continue;
     }
-    load.requests.push_back(row);
+    load.requests.push_back(std::move(row));
   }
   return load;
 }

@@ -13,10 +13,14 @@
 
 namespace pagedkv::bench {
 
-enum class policy : std::uint8_t { contiguous_max, contiguous_pow2, contiguous_oracle, paged };
+/// paged_prefix is paged with blocks shared by requests whose prompts begin alike.
+enum class policy : std::uint8_t { contiguous_max, contiguous_pow2, contiguous_oracle, paged, paged_prefix };
+/// Those of the rules, which any trace can run.
 inline constexpr policy all_policies[] = {policy::contiguous_max, policy::contiguous_pow2, policy::contiguous_oracle,
                                           policy::paged};
+[[nodiscard]] constexpr bool is_paged(policy which) noexcept { return which >= policy::paged; }
 [[nodiscard]] std::string_view name_of(policy which) noexcept;
+/// One of the rules' policies.
 [[nodiscard]] std::optional<policy> find_policy(std::string_view name) noexcept;
 
 /// Ideal: only the sum of contiguous reservations counts. First fit: each takes the lowest hole that is long enough.
@@ -43,6 +47,7 @@ struct request {
   std::int64_t prompt = 0;
   std::int64_t output = 0;
   std::int64_t arrival_step = 0;
+  std::vector<std::int32_t> prefix_ids = {};  ///< As the trace has them; paged_prefix only.
   [[nodiscard]] std::int64_t total() const noexcept { return prompt + output; }
 };
 

@@ -160,7 +160,7 @@ TEST_F(program, helps) {
        {"--trace",     "--model",       "--kv-dtype",      "--card-gib",   "--weight-gib", "--fraction-of-free",
         "--pool-gib",  "--pool-tokens", "--max-model-len", "--block-size", "--policies",   "--placement",
         "--watermark", "--max-seqs",    "--step-seconds",  "--limit",      "--device",     "--kv-writes",
-        "--json",      "--plot"}) {
+        "--json",      "--plot",        "--prefix-sharing"}) {
     EXPECT_NE(end.out.find(option), std::string::npos) << option;
   }
 }
@@ -215,6 +215,86 @@ TEST_F(program, sweeps_every_list_and_runs_contiguous_policies_once) {
   EXPECT_EQ(rows[0]["fraction_of_free"], 0.5);
   EXPECT_EQ(rows[0]["dropped_too_long"], 2);
   EXPECT_EQ(rows[0]["truncated"], 0);
+}
+
+constexpr const char* related_trace =
+    R"({"timestamp": 0, "input_length": 1024, "output_length": 40, "hash_ids": [1, 2]}
+{"timestamp": 100, "input_length": 700, "output_length": 9, "hash_ids": [1, 3]}
+{"timestamp": 200, "input_length": 1024, "output_length": 25, "hash_ids": [1, 2]}
+{"timestamp": 300, "input_length": 30, "output_length": 2, "hash_ids": [4]}
+)";
+
+/// Without what a clock measured.
+nlohmann::ordered_json untimed(nlohmann::ordered_json rows) {
+  for (auto& row : rows) {
+    for (const char* const name : {"allocator_ns_per_token", "allocator_ns_per_step_p50", "allocator_ns_per_step_p99"}) {
+      row.erase(name);
+    }
+  }
+  return rows;
+}
+
+TEST_F(program, adds_a_row_for_prefix_sharing_and_changes_no_other) {
+  const std::string options = "--trace " + write("related.jsonl", related_trace) +
+                              " --pool-tokens 2400 --max-model-len 4096,1050 --block-size 16,100 --json rows.json";
+  ended end = run(options);
+  ASSERT_EQ(end.exit_status, 0) << end.err;
+  EXPECT_EQ(end.out.find("paged_prefix"), std::string::npos);
+  const auto without = nlohmann::ordered_json::parse(content_of(work() / "rows.json"));
+
+  end = run(options + " --prefix-sharing");
+  ASSERT_EQ(end.exit_status, 0) << end.err;
+  for (const char* const part : {"What sharing equal prefixes adds", "hit rate", "blocks saved", "hashing"}) {
+    EXPECT_NE(end.out.find(part), std::string::npos) << part;
+  }
+  const auto with = nlohmann::ordered_json::parse(content_of(work() / "rows.json"));
+  auto others = nlohmann::ordered_json::array();
+  for (std::size_t i = 0; i < with.size(); ++i) {
+    const auto& row = with[i];
+    if (row["policy"] != "paged_prefix") {
+      others.push_back(row);
+      EXPECT_FALSE(row.contains("prefix_hit_rate"));
+      continue;
+    }
+    ASSERT_GT(i, 0U);
+    EXPECT_EQ(with[i - 1]["policy"], "paged");
+    EXPECT_EQ(with[i - 1]["block_size"], row["block_size"]);
+    EXPECT_LE(row["kv_util"], 1.0);
+    EXPECT_LE(row["occupancy"], 1.0);
+    EXPECT_GT(row["allocator_ns_per_token"], 0);
+    EXPECT_EQ(row["prefix_tokens_asked"], 2 * 1024 + 700 + 30);
+    const bool small_blocks = row["block_size"] == 16;
+    EXPECT_EQ(row["prefix_tokens_hit"], small_blocks ? 512 + 1008 : 500 + 1000);
+    EXPECT_DOUBLE_EQ(row["prefix_hit_rate"].get<double>(), row["prefix_tokens_hit"].get<double>() / 2778);
+    EXPECT_EQ(row["prefix_blocks_hit"], small_blocks ? 32 + 63 : 5 + 10);
+    for (const char* const name : {"prefix_tokens_hit_again", "prefix_blocks_merged", "blocks_evicted"}) {
+      EXPECT_TRUE(row.contains(name)) << name;
+    }
+  }
+  EXPECT_EQ(with.size(), without.size() + 4);
+  EXPECT_EQ(untimed(others).dump(2), untimed(without).dump(2));
+}
+
+TEST_F(program, writes_shared_blocks_when_all_are_written) {
+  const std::string options = "--trace " + write("related.jsonl", related_trace) +
+                              " --pool-tokens 2400 --max-model-len 4096 --policies paged --prefix-sharing --device host";
+  ended end = run(options + " --kv-writes all");
+  ASSERT_EQ(end.exit_status, 0) << end.err;
+  const std::size_t title = end.out.find("every byte right");
+  ASSERT_NE(title, std::string::npos);
+  EXPECT_NE(end.out.find("paged_prefix", title), std::string::npos);
+  end = run(options);
+  ASSERT_EQ(end.exit_status, 0) << end.err;
+  EXPECT_EQ(end.out.find("paged_prefix", end.out.find("every byte right")), std::string::npos) << "a sample cannot be shared";
+}
+
+TEST_F(program, refuses_prefix_sharing_without_prefixes) {
+  expect_refused("--prefix-sharing", "azure_conv_4000.csv:1: a CSV has no hash_ids");
+  const std::string lengths = R"({"input_length": 3, "output_length": 1})";
+  expect_refused("--prefix-sharing --trace " + write("lengths.jsonl", lengths + "\n"), "../lengths.jsonl:1: ");
+  const std::string short_ids = R"({"input_length": 513, "output_length": 1, "hash_ids": [0]})";
+  expect_refused("--prefix-sharing --trace " + write("short.jsonl", related_trace + short_ids), "../short.jsonl:5: hash_ids");
+  expect_refused("--prefix-sharing --policies contiguous_max --trace " + write("related.jsonl", related_trace), "--policies");
 }
 
 TEST_F(program, says_null_where_there_are_no_steps) {

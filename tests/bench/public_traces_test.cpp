@@ -3,10 +3,12 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <unordered_set>
 
 #include <pagedkv/kv_layout.hpp>
 #include <pagedkv/model_shape.hpp>
 
+#include "prefix_rules.hpp"
 #include "reference_rules.hpp"
 #include "simulation.hpp"
 #include "trace.hpp"
@@ -71,6 +73,65 @@ INSTANTIATE_TEST_SUITE_P(all, public_trace,
                            std::replace_if(
                                name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
                            return name;
+                         });
+
+class mooncake_trace : public testing::TestWithParam<const char*> {
+ protected:
+  /// The first `count` requests.
+  std::vector<request> first(std::size_t count) const {
+    std::vector<trace_request> rows = read_trace_file((directory() / GetParam()).string(), prefix_ids::required);
+    rows.resize(count);
+    return schedule(rows, std::nullopt);
+  }
+  void SetUp() override {
+    if (!std::filesystem::exists(directory() / GetParam())) {
+      GTEST_SKIP() << GetParam() << " is not there: name its directory in PAGEDKV_TRACES";
+    }
+  }
+  static paged_run run(const std::vector<request>& trace, const setting& under) {
+    progress shown;
+    const workload load = make_workload(trace, under);
+    shown.start("", load.requests.size());
+    return simulate_paged(load, under, nullptr, shown);
+  }
+};
+
+TEST_P(mooncake_trace, shares_by_the_rules) {
+  const std::vector<request> trace = first(200);
+  const setting under{
+      .which = policy::paged_prefix, .pool_tokens = pool_bytes / token_bytes("llama-3.1-8b"), .max_model_len = 131072};
+  const paged_run actual = run(trace, under);
+  const reference::prefix_run expected = reference::run_prefix(trace, under);
+  EXPECT_EQ(*actual.prefix, expected.prefix);
+  EXPECT_EQ(actual.figures.steps_to_drain, expected.f.steps_to_drain);
+  EXPECT_EQ(actual.figures.preemptions, expected.f.preemptions);
+  EXPECT_EQ(actual.figures.recomputed_tokens, expected.f.recomputed_tokens);
+  EXPECT_EQ(actual.figures.sums.live, static_cast<std::int64_t>(expected.f.live));
+  EXPECT_EQ(actual.figures.sums.reserved, static_cast<std::int64_t>(expected.f.reserved));
+  EXPECT_GT(expected.prefix.tokens_hit, 0);
+  EXPECT_GT(expected.prefix.blocks_evicted, 0);
+}
+
+TEST_P(mooncake_trace, finds_all_there_is_to_find_in_a_pool_that_holds_everything) {
+  const std::vector<request> trace = first(1000);
+  const setting under{.which = policy::paged_prefix, .pool_tokens = 20'000'000, .max_model_len = 131072};
+  // Ids name prefixes: one that was seen before was seen behind the same ids.
+  std::int64_t most = 0;
+  std::unordered_set<std::int32_t> seen;
+  for (const request& r : make_workload(trace, under).requests) {
+    std::int64_t known = 0;
+    for (const std::int32_t id : r.prefix_ids) known += !seen.insert(id).second;
+    most += std::min(known * tokens_per_prefix_id, r.prompt - 1) / under.block_size * under.block_size;
+  }
+  const paged_run actual = run(trace, under);
+  EXPECT_EQ(actual.prefix->tokens_hit, most);
+  EXPECT_EQ(actual.prefix->blocks_evicted, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(both, mooncake_trace,
+                         testing::Values("mooncake_conversation_trace.jsonl", "mooncake_synthetic_trace.jsonl"),
+                         [](const testing::TestParamInfo<const char*>& param) {
+                           return std::string(param.param).substr(0, std::string_view(param.param).find('.'));
                          });
 
 TEST(azure_trace, has_the_figures_of_the_rules) {

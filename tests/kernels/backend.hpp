@@ -35,9 +35,8 @@ class backend {
 };
 
 /// How GoogleTest names a backend.
-inline void PrintTo(const backend* tested, std::ostream* out) {
-  *out << tested->name();
-}  // NOLINT(readability-identifier-naming)
+// NOLINTNEXTLINE(readability-identifier-naming): GoogleTest looks for that name
+inline void PrintTo(const backend* tested, std::ostream* out) { *out << tested->name(); }
 
 /// The backends of this program; each of its source lists links one definition.
 const std::vector<const backend*>& backends();

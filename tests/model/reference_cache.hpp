@@ -1,110 +1,790 @@
 /// @file
-/// A cache manager that is obviously right: maps and vectors, one token at a time, no thought for speed.
+/// A cache manager that is obviously right: maps and vectors, literal contents, no thought for speed.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <map>
+#include <numeric>
 #include <optional>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include <pagedkv/kv_cache.hpp>
 
 namespace pagedkv::testing {
 
+/// Does what kv_cache says it does. Handles are given by the cache under test, since which row a sequence gets is its affair.
+/// A call that is refused returns why and changes nothing. Copies of an object are independent, for trying things out.
 class reference_cache {
  public:
-  explicit reference_cache(const kv_cache_config& config) : config_(config) {
-    for (std::int64_t id = config.num_blocks - 1; id >= (config.has_null_block ? 1 : 0); --id) {
-      free_.push_back(static_cast<int>(id));
-    }
-    usable_ = static_cast<int>(free_.size());
-  }
+  /// An entry that left its window.
+  static constexpr int null_entry = -1;
 
-  /// A sequence under the name the real cache gave it.
-  void add(sequence_handle handle) { sequences_[key(handle)] = {}; }
-  bool is_full() const { return static_cast<int>(sequences_.size()) == config_.max_sequences; }
-  bool is_live(sequence_handle handle) const { return sequences_.contains(key(handle)); }
+  /// What a block holds, literally: group, namespace, all tokens from the sequence's first one to the block's last one, and all
+  /// extra keys up to there.
+  using content = std::vector<std::int64_t>;
 
-  /// The first error of the batch, or the slots of all its tokens. Nothing changes on error.
+  /// What happened, for a driver that wants to know that it happened.
+  struct event_counts {
+    std::int64_t hits = 0;
+    std::int64_t hits_of_held_blocks = 0;
+    std::int64_t hits_with_nulls = 0;
+    std::int64_t copies = 0;
+    std::int64_t writes_to_indexed_blocks = 0;
+    std::int64_t merges = 0;
+    std::int64_t duplicates_kept = 0;
+    std::int64_t promotions_at_release = 0;
+    std::int64_t duplicates_forgotten = 0;
+    std::int64_t evictions = 0;
+    std::int64_t evictions_over_priority = 0;
+    std::int64_t window_releases = 0;
+    std::int64_t withdrawn_blocks = 0;
+    std::int64_t silenced_sequences = 0;
+    std::int64_t shortened_publications = 0;
+  };
+
   struct step_answer {
-    std::optional<errc> refused;
+    std::vector<std::int32_t> query_starts;
+    std::vector<std::int32_t> lengths;
     std::vector<slot_t> slots;
+    std::vector<std::pair<int, int>> copies;
     std::vector<table_change> changes;
   };
-  step_answer step(const std::vector<step_entry>& entries) {
-    for (std::size_t i = 0; i < entries.size(); ++i) {
-      if (!is_live(entries[i].sequence)) return {errc::stale_sequence, {}, {}};
-      for (std::size_t j = 0; j < i; ++j) {
-        if (entries[j].sequence == entries[i].sequence) return {errc::invalid_argument, {}, {}};
+
+  explicit reference_cache(const kv_cache_config& config) : config_(config) {
+    blocks_.resize(static_cast<std::size_t>(config.num_blocks));
+    for (int id = static_cast<int>(config.num_blocks) - 1; id >= first_usable(); --id) free_.push_back(id);
+    for (const group_config& in : config.groups) {
+      key_span_ = std::gcd(key_span_, in.block_size);
+      alignment_ = std::lcm(alignment_, in.block_size);
+    }
+  }
+
+  // ---- sequences
+
+  [[nodiscard]] status check_add() const {
+    if (is_full()) return error{.code = errc::out_of_sequences, .limit = config_.max_sequences};
+    return {};
+  }
+  [[nodiscard]] status check_add(const sequence_tokens& said) const {
+    if (!keys_fit(said) || said.tokens.empty() || std::ssize(said.tokens) > config_.max_tokens_per_sequence) return invalid();
+    return check_add();
+  }
+
+  void add(sequence_handle handle) {
+    sequence& added = sequences_[name_of(handle)];
+    added.tables.resize(config_.groups.size());
+    added.published.resize(config_.groups.size());
+    added.says_again.resize(config_.groups.size());
+  }
+
+  int add(sequence_handle handle, const sequence_tokens& said) {
+    add(handle);
+    sequence& added = sequences_[name_of(handle)];
+    added.name_space = said.name_space;
+    counts_.tokens_looked_up += std::ssize(said.tokens);
+    const hit found = look_up(said);
+    // All are protected before anything else happens.
+    for (std::size_t g = 0; g < config_.groups.size(); ++g) {
+      for (const int id : found.tables[g]) {
+        if (id == null_entry) {
+          ++events_.hits_with_nulls;
+        } else {
+          events_.hits_of_held_blocks += blocks_[id].place == where::held;
+          share(id);
+          ++counts_.blocks_hit;
+        }
       }
-      const std::int64_t length = sequences_[key(entries[i].sequence)].length;
-      if (entries[i].num_tokens < 1 || length + entries[i].num_tokens > config_.max_tokens_per_sequence) {
-        return {errc::invalid_argument, {}, {}};
+      added.tables[g] = found.tables[g];
+      added.published[g] = found.num_tokens / config_.groups[g].block_size;
+    }
+    added.length = added.computed = found.num_tokens;
+    counts_.tokens_hit += found.num_tokens;
+    events_.hits += found.num_tokens > 0;
+    return found.num_tokens;
+  }
+
+  [[nodiscard]] status check_fork(sequence_handle parent) const {
+    if (!is_live(parent)) return stale();
+    return check_add();
+  }
+  void fork(sequence_handle parent, sequence_handle child) {
+    const sequence& copied = sequences_[name_of(child)] = sequences_.at(name_of(parent));
+    for (const std::vector<int>& table : copied.tables) {
+      for (const int id : table) {
+        if (id != null_entry) share(id);
       }
     }
-    const reference_cache before = *this;
-    step_answer answer;
-    for (const auto& [handle, num_tokens] : entries) {
-      sequence& grown = sequences_[key(handle)];
-      for (int token = 0; token < num_tokens; ++token) {
-        if (grown.length == static_cast<int>(grown.blocks.size()) * config_.block_size) {
-          if (free_.empty()) {
-            *this = before;
-            return {errc::out_of_blocks, {}, {}};
-          }
-          answer.changes.push_back({static_cast<std::int32_t>(handle.index), static_cast<std::int32_t>(grown.blocks.size()),
-                                    block_id{free_.back()}});
-          grown.blocks.push_back(free_.back());
-          free_.pop_back();
-        }
-        answer.slots.push_back(slot_t{grown.blocks.back()} * config_.block_size + grown.length % config_.block_size);
-        ++grown.length;
+  }
+
+  /// What a step is refused for, room for its blocks apart.
+  [[nodiscard]] status check_step(const std::vector<step_entry>& entries) const {
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const auto index = static_cast<std::int64_t>(i);
+      if (!is_live(entries[i].sequence)) return error{.code = errc::stale_sequence, .index = index};
+      const bool repeated = std::any_of(entries.begin(), entries.begin() + index,
+                                        [&](const step_entry& earlier) { return earlier.sequence == entries[i].sequence; });
+      const std::int64_t length = at(entries[i].sequence).length;
+      if (entries[i].num_tokens < 1 || repeated || length + entries[i].num_tokens > config_.max_tokens_per_sequence) {
+        return error{.code = errc::invalid_argument, .index = index};
       }
+    }
+    return {};
+  }
+
+  /// New blocks of a step whose entries are sound.
+  [[nodiscard]] std::int64_t blocks_of_step(const std::vector<step_entry>& entries) const {
+    std::int64_t needed = 0;
+    for (std::size_t g = 0; g < config_.groups.size(); ++g) {
+      std::map<int, int> sharers_gone;  // by this step's copies, of a tail
+      for (const auto& [handle, num_tokens] : entries) {
+        const sequence& grown = at(handle);
+        needed += entries_for(g, grown.length + num_tokens) - std::ssize(grown.tables[g]);
+        if (grown.length % config_.groups[g].block_size == 0) continue;
+        const int tail = grown.tables[g].back();
+        if (blocks_[tail].references - sharers_gone[tail] > 1) {
+          ++sharers_gone[tail];
+          ++needed;
+        }
+      }
+    }
+    return needed;
+  }
+
+  [[nodiscard]] result<step_answer> step(const std::vector<step_entry>& entries) {
+    if (const status sound = check_step(entries); !sound) return sound.error();
+    const std::int64_t needed = blocks_of_step(entries);
+    if (needed > available()) {
+      return error{.code = errc::out_of_blocks, .value = needed, .limit = available(), .held = std::ssize(held_)};
+    }
+    step_answer answer;
+    for (int g = 0; g < num_groups(); ++g) {
+      for (const step_entry& entry : entries) make_tail_writable(entry.sequence, g, answer);
+    }
+    for (int g = 0; g < num_groups(); ++g) {
+      for (const auto& [handle, num_tokens] : entries) {
+        sequence& grown = at(handle);
+        const int size = config_.groups[g].block_size;
+        for (int position = grown.length; position < grown.length + num_tokens; ++position) {
+          std::vector<int>& table = grown.tables[g];
+          if (position == std::ssize(table) * size) {
+            table.push_back(take());
+            changed(handle, g, std::ssize(table) - 1);
+          }
+          answer.slots.push_back(slot_t{table.back()} * size + position % size);
+        }
+      }
+    }
+    answer.query_starts.push_back(0);
+    for (const auto& [handle, num_tokens] : entries) {
+      at(handle).length += num_tokens;
+      answer.lengths.push_back(at(handle).length);
+      answer.query_starts.push_back(answer.query_starts.back() + num_tokens);
+    }
+    answer.changes = std::exchange(changes_, {});
+    return answer;
+  }
+
+  [[nodiscard]] status commit(const std::vector<commit_entry>& entries) {
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const auto& [handle, said] = entries[i];
+      const auto index = static_cast<std::int64_t>(i);
+      if (!is_live(handle)) return error{.code = errc::stale_sequence, .index = index};
+      const sequence& named = at(handle);
+      const bool repeated = std::any_of(entries.begin(), entries.begin() + index,
+                                        [&](const commit_entry& earlier) { return earlier.sequence == entries[i].sequence; });
+      const bool fits = std::ssize(said.tokens) >= named.computed && std::ssize(said.tokens) <= named.length && keys_fit(said);
+      const bool is_other_name_space = named.name_space && *named.name_space != said.name_space;
+      if (repeated || !fits || is_other_name_space || contradicts(handle, said)) {
+        return error{.code = errc::invalid_argument, .index = index};
+      }
+    }
+    for (int g = 0; g < num_groups(); ++g) {
+      for (const auto& [handle, said] : entries) publish(handle, g, said);
+    }
+    for (const auto& [handle, said] : entries) {
+      sequence& committed = at(handle);
+      if (!said.tokens.empty()) committed.name_space = said.name_space;
+      committed.computed = static_cast<int>(said.tokens.size());
+      leave_windows(handle);
+    }
+    return {};
+  }
+
+  [[nodiscard]] status commit(sequence_handle handle, int num_tokens) {
+    if (!is_live(handle)) return stale();
+    sequence& committed = at(handle);
+    if (num_tokens < committed.computed || num_tokens > committed.length) return invalid();
+    if (num_tokens > committed.computed) committed.publishes = false;
+    committed.computed = num_tokens;
+    leave_windows(handle);
+    return {};
+  }
+
+  [[nodiscard]] status truncate(sequence_handle handle, int num_tokens) {
+    if (!is_live(handle)) return stale();
+    sequence& shortened = at(handle);
+    if (num_tokens < 0 || num_tokens > shortened.length) return invalid();
+    const int computed = std::min(shortened.computed, num_tokens);
+    for (int g = 0; g < num_groups(); ++g) {
+      for (int k = 0; k < entries_for(g, num_tokens); ++k) {
+        if (shortened.tables[g][k] == null_entry && is_visible(g, k, computed)) return invalid();
+      }
+    }
+    for (int g = 0; g < num_groups(); ++g) {
+      release_entries(shortened.tables[g], entries_for(g, num_tokens), eviction_priority::low);
+      const int full = num_tokens / config_.groups[g].block_size;
+      events_.shortened_publications += shortened.published[g] > full;
+      if (full < shortened.published[g]) shortened.says_again[g] = true;
+      shortened.published[g] = std::min(shortened.published[g], full);
+    }
+    shortened.length = num_tokens;
+    shortened.computed = computed;
+    return {};
+  }
+
+  [[nodiscard]] status release(sequence_handle handle, eviction_priority priority) {
+    if (!is_live(handle)) return stale();
+    for (std::vector<int>& table : at(handle).tables) release_entries(table, 0, priority);
+    sequences_.erase(name_of(handle));
+    // Its row's next sequence does not inherit them.
+    std::erase_if(changes_, [&](const table_change& change) { return change.row == static_cast<int>(handle.index); });
+    return {};
+  }
+
+  // ---- epochs, eviction
+
+  void begin_step() { ++epoch_; }
+  void retire(epoch_t epoch) {
+    std::vector<int> freed;
+    while (!held_.empty() && blocks_[held_.front()].released_in <= epoch) {
+      place(held_.front(), freed);
+      held_.erase(held_.begin());
+    }
+    free_.insert(free_.end(), freed.rbegin(), freed.rend());
+  }
+
+  [[nodiscard]] status evict(const std::vector<block_id>& ids) {
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      if (to_int(ids[i]) < first_usable() || to_int(ids[i]) >= std::ssize(blocks_)) {
+        return error{.code = errc::invalid_block, .index = static_cast<std::int64_t>(i)};
+      }
+    }
+    for (const block_id id : ids) withdraw(to_int(id));
+    return {};
+  }
+
+  /// Of one namespace, or of all.
+  void reset(std::optional<std::uint64_t> name_space) {
+    for (int id = first_usable(); id < std::ssize(blocks_); ++id) {
+      const block& given_up = blocks_[id];
+      if (given_up.is == knowledge::unknown) continue;
+      if (!name_space || given_up.holds[1] == static_cast<std::int64_t>(*name_space)) withdraw(id);
+    }
+    for (auto& [name, live] : sequences_) {
+      if (live.length == 0) continue;  // depends on nothing given up
+      if (name_space && live.name_space && live.name_space != name_space) continue;
+      events_.silenced_sequences += live.publishes;
+      live.publishes = false;
+    }
+  }
+
+  // ---- predictions
+
+  struct add_prediction {
+    int num_cached_tokens;
+    block_need need;
+  };
+  [[nodiscard]] add_prediction predict_add(const sequence_tokens& said) const {
+    const hit found = look_up(said);
+    add_prediction answer{found.num_tokens, {}};
+    for (const std::vector<int>& table : found.tables) {
+      for (const int id : table) answer.need.revived_blocks += id != null_entry && blocks_[id].place == where::cached;
     }
     return answer;
   }
 
-  void truncate(sequence_handle handle, int num_tokens) {
-    sequence& shortened = sequences_[key(handle)];
-    shortened.length = num_tokens;
-    std::vector<int> behind;
-    while (static_cast<int>(shortened.blocks.size() - 1) * config_.block_size >= num_tokens && !shortened.blocks.empty()) {
-      behind.push_back(shortened.blocks.back());
-      shortened.blocks.pop_back();
+  [[nodiscard]] result<block_need> blocks_to_completion(sequence_handle handle, int num_tokens, int in_flight) const {
+    if (!is_live(handle)) return stale();
+    const sequence& grown = at(handle);
+    if (num_tokens < grown.length || in_flight < 1) return invalid();
+    block_need need;
+    for (int g = 0; g < num_groups(); ++g) {
+      const std::vector<int>& table = grown.tables[g];
+      const bool copied =
+          num_tokens > grown.length && grown.length % config_.groups[g].block_size != 0 && blocks_[table.back()].references > 1;
+      int returned = 0;  // that the window gives back, or that stay and serve on
+      for (int k = 0; k < std::ssize(table) - (copied ? 1 : 0); ++k) {
+        returned += table[k] != null_entry && (k < sink_entries(g) || blocks_[table[k]].references == 1);
+      }
+      need.new_blocks += growth(g, std::ssize(table), num_tokens, in_flight, returned, copied);
     }
-    free_.insert(free_.end(), behind.rbegin(), behind.rend());  // the tail is taken again first
+    return need;
   }
 
-  void release(sequence_handle handle) {
-    truncate(handle, 0);
-    sequences_.erase(key(handle));
+  /// What sequences of the requests' tokens take together until they are that long: blocks that they revive, and new ones. Only
+  /// a block that one sequence alone references comes back when it leaves the window.
+  [[nodiscard]] std::int64_t blocks_together(std::span<const sequence_tokens> requests, int in_flight) const {
+    std::vector<hit> hits;
+    std::map<int, int> sharers;
+    for (const sequence_tokens& said : requests) {
+      for (const std::vector<int>& table : hits.emplace_back(look_up(said)).tables) {
+        for (const int id : table) ++sharers[id];
+      }
+    }
+    std::int64_t needed = 0;
+    for (const auto& [id, count] : sharers) needed += id != null_entry && blocks_[id].place == where::cached;
+    for (std::size_t i = 0; i < hits.size(); ++i) {
+      for (int g = 0; g < num_groups(); ++g) {
+        const std::vector<int>& table = hits[i].tables[g];
+        int returned = 0;
+        for (int k = 0; k < std::ssize(table); ++k) {
+          if (table[k] == null_entry) continue;
+          returned += k < sink_entries(g) || (blocks_[table[k]].references == 0 && sharers[table[k]] == 1);
+        }
+        needed += growth(g, std::ssize(table), std::ssize(requests[i].tokens), in_flight, returned, false);
+      }
+    }
+    return needed;
   }
 
-  int length(sequence_handle handle) const { return sequences_.at(key(handle)).length; }
-  const std::vector<int>& blocks(sequence_handle handle) const { return sequences_.at(key(handle)).blocks; }
-  int free_blocks() const { return static_cast<int>(free_.size()); }
-  int num_sequences() const { return static_cast<int>(sequences_.size()); }
-
-  bool can_ever_fit(std::int64_t num_tokens) const {
-    return num_tokens >= 1 && num_tokens <= config_.max_tokens_per_sequence && blocks_for(num_tokens) <= usable_;
+  /// How many of the requests' sequences can be added now, and then grow to their tokens in any order.
+  [[nodiscard]] int how_many_fit(std::span<const sequence_tokens> requests, int in_flight) const {
+    if (in_flight < 1) return 0;
+    int fitting = 0;
+    for (const sequence_tokens& said : requests) {
+      if (std::ssize(sequences_) + fitting == config_.max_sequences) break;
+      if (!keys_fit(said) || said.tokens.empty() || std::ssize(said.tokens) > config_.max_tokens_per_sequence) break;
+      const int watermark = sequences_.empty() && fitting == 0 ? 0 : config_.watermark_blocks;
+      if (blocks_together(requests.first(static_cast<std::size_t>(fitting) + 1), in_flight) + watermark > available()) break;
+      ++fitting;
+    }
+    return fitting;
   }
-  bool can_fit_now(std::int64_t num_tokens) const {
+
+  [[nodiscard]] bool can_ever_fit(std::int64_t num_tokens, int in_flight) const {
+    return num_tokens >= 1 && num_tokens <= config_.max_tokens_per_sequence && in_flight >= 1 &&
+           blocks_from_nothing(num_tokens, in_flight) <= std::ssize(blocks_) - first_usable();
+  }
+  [[nodiscard]] bool can_fit_now(int num_tokens, int in_flight) const {
     const int watermark = sequences_.empty() ? 0 : config_.watermark_blocks;
-    return !is_full() && can_ever_fit(num_tokens) && blocks_for(num_tokens) + watermark <= free_blocks();
+    return !is_full() && can_ever_fit(num_tokens, in_flight) &&
+           blocks_from_nothing(num_tokens, in_flight) + watermark <= available();
+  }
+
+  // ---- what is there
+
+  [[nodiscard]] bool is_full() const { return std::ssize(sequences_) == config_.max_sequences; }
+  [[nodiscard]] bool is_live(sequence_handle handle) const { return sequences_.contains(name_of(handle)); }
+  [[nodiscard]] int length(sequence_handle handle) const { return at(handle).length; }
+  [[nodiscard]] int computed(sequence_handle handle) const { return at(handle).computed; }
+  [[nodiscard]] const std::vector<int>& table(sequence_handle handle, int group) const { return at(handle).tables[group]; }
+  [[nodiscard]] bool has_name_space(sequence_handle handle) const { return at(handle).name_space.has_value(); }
+  [[nodiscard]] int num_groups() const { return static_cast<int>(config_.groups.size()); }
+  [[nodiscard]] int key_span() const { return key_span_; }
+  [[nodiscard]] epoch_t epoch() const { return epoch_; }
+  [[nodiscard]] const event_counts& events() const { return events_; }
+  [[nodiscard]] int available() const { return static_cast<int>(free_.size()) + cached_blocks(); }
+  /// Tokens that a group's last published block of a sequence ends at; 0: none, or it left the window.
+  [[nodiscard]] int last_published_end(sequence_handle handle, int group) const {
+    const int last = at(handle).published[group] - 1;
+    return last < 0 || at(handle).tables[group][last] == null_entry ? 0 : (last + 1) * config_.groups[group].block_size;
+  }
+  /// Whether the tokens are other than those of a last published block that a commit looks at.
+  [[nodiscard]] bool contradicts(sequence_handle handle, const sequence_tokens& said) const {
+    const sequence& committed = at(handle);
+    for (int g = 0; g < num_groups(); ++g) {
+      if (contradicts(committed, g, said)) return true;
+    }
+    return false;
+  }
+  /// Indexed blocks, ascending, with references and namespace.
+  struct indexed_block {
+    int id;
+    int references;
+    std::uint64_t name_space;
+  };
+  [[nodiscard]] std::vector<indexed_block> indexed_blocks() const {
+    std::vector<indexed_block> all;
+    for (int id = 0; id < std::ssize(blocks_); ++id) {
+      if (blocks_[id].is != knowledge::indexed) continue;
+      all.push_back({id, blocks_[id].references, static_cast<std::uint64_t>(blocks_[id].holds[1])});
+    }
+    return all;
+  }
+
+  [[nodiscard]] cache_statistics statistics() const {
+    cache_statistics now = counts_;
+    now.usable_blocks = static_cast<int>(blocks_.size()) - first_usable();
+    now.free_blocks = static_cast<int>(free_.size());
+    now.cached_blocks = cached_blocks();
+    now.held_blocks = static_cast<int>(held_.size());
+    now.referenced_blocks =
+        static_cast<int>(std::count_if(blocks_.begin(), blocks_.end(), [](const block& b) { return b.references > 0; }));
+    now.sequences = static_cast<int>(sequences_.size());
+    for (const auto& [name, live] : sequences_) {
+      now.live_tokens += live.length;
+      for (std::size_t g = 0; g < config_.groups.size(); ++g) {
+        now.tail_tokens += std::ssize(live.tables[g]) * config_.groups[g].block_size - live.length;
+      }
+    }
+    return now;
+  }
+
+  [[nodiscard]] double fragmentation() const {
+    int neighbours = 0;
+    int apart = 0;
+    for (const auto& [name, live] : sequences_) {
+      for (const std::vector<int>& table : live.tables) {
+        for (std::size_t k = 1; k < table.size(); ++k) {
+          if (table[k - 1] == null_entry || table[k] == null_entry) continue;
+          ++neighbours;
+          apart += table[k] != table[k - 1] + 1;
+        }
+      }
+    }
+    return neighbours == 0 ? 0.0 : static_cast<double>(apart) / neighbours;
   }
 
  private:
+  enum class where { free, referenced, held, cached };
+  /// unknown: not said, or written since; known: said, but found under another block; indexed: found here; withdrawn: said, and
+  /// never to be found again.
+  enum class knowledge { unknown, known, indexed, withdrawn };
+
+  struct block {
+    int references = 0;
+    where place = where::free;
+    epoch_t released_in = 0;
+    eviction_priority priority = eviction_priority::low;
+    knowledge is = knowledge::unknown;
+    content holds = {};
+  };
   struct sequence {
     int length = 0;
-    std::vector<int> blocks;
+    int computed = 0;
+    bool publishes = true;
+    std::optional<std::uint64_t> name_space;
+    std::vector<std::vector<int>> tables;  // [groups]
+    std::vector<int> published;            // [groups]
+    std::vector<bool> says_again;          // [groups]: the next block to publish follows what is said then
   };
-  static std::uint64_t key(sequence_handle handle) { return std::uint64_t{handle.index} << 32 | handle.generation; }
-  std::int64_t blocks_for(std::int64_t num_tokens) const { return (num_tokens + config_.block_size - 1) / config_.block_size; }
+  struct hit {
+    int num_tokens;
+    std::vector<std::vector<int>> tables;
+  };
+
+  static std::uint64_t name_of(sequence_handle handle) { return std::uint64_t{handle.index} << 32 | handle.generation; }
+  static error invalid() { return {.code = errc::invalid_argument}; }
+  static error stale() { return {.code = errc::stale_sequence}; }
+  sequence& at(sequence_handle handle) { return sequences_.at(name_of(handle)); }
+  const sequence& at(sequence_handle handle) const { return sequences_.at(name_of(handle)); }
+  int first_usable() const { return config_.has_null_block ? 1 : 0; }
+  int cached_blocks() const {
+    return std::accumulate(cached_.begin(), cached_.end(), 0,
+                           [](int sum, const std::vector<int>& list) { return sum + static_cast<int>(list.size()); });
+  }
+
+  static std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+  int entries_for(std::size_t g, std::int64_t num_tokens) const {
+    return static_cast<int>(ceil_div(num_tokens, config_.groups[g].block_size));
+  }
+  int sink_entries(std::size_t g) const { return entries_for(g, config_.groups[g].sink_tokens); }
+
+  /// Whether a token behind `computed` computed ones may still look into a logical block.
+  bool is_visible(std::size_t g, int logical_block, int computed) const {
+    const group_config& in = config_.groups[g];
+    if (in.window == 0 || logical_block < sink_entries(g)) return true;
+    return logical_block >= std::max(0, computed - in.window + 1) / in.block_size;
+  }
+
+  bool keys_fit(const sequence_tokens& said) const {
+    return said.extra_keys.empty() || std::ssize(said.extra_keys) == ceil_div(std::ssize(said.tokens), key_span_);
+  }
+
+  content content_of(std::size_t g, const sequence_tokens& said, int logical_block) const {
+    const int end = (logical_block + 1) * config_.groups[g].block_size;
+    content all{static_cast<std::int64_t>(g), static_cast<std::int64_t>(said.name_space)};
+    all.insert(all.end(), said.tokens.begin(), said.tokens.begin() + end);
+    for (int k = 0; k < end / key_span_; ++k) {
+      all.push_back(said.extra_keys.empty() ? 0 : static_cast<std::int64_t>(said.extra_keys[k]));
+    }
+    return all;
+  }
+
+  /// The indexed block with that content.
+  std::optional<int> find(const content& wanted) const {
+    const auto found = index_.find(wanted);
+    return found == index_.end() ? std::nullopt : std::optional(found->second);
+  }
+
+  hit look_up(const sequence_tokens& said) const {
+    if (!config_.prefix_sharing) return {0, std::vector<std::vector<int>>(config_.groups.size())};
+    const int most = (static_cast<int>(said.tokens.size()) - 1) / alignment_ * alignment_;
+    std::vector<std::vector<int>> found(config_.groups.size());
+    for (std::size_t g = 0; g < found.size(); ++g) {
+      for (int k = 0; k < most / config_.groups[g].block_size; ++k) {
+        found[g].push_back(find(content_of(g, said, k)).value_or(null_entry));
+      }
+    }
+    for (int num_tokens = most; num_tokens > 0; num_tokens -= alignment_) {
+      hit answer{num_tokens, {}};
+      bool is_served = true;
+      for (std::size_t g = 0; g < found.size(); ++g) {
+        std::vector<int>& table = answer.tables.emplace_back();
+        for (int k = 0; k < num_tokens / config_.groups[g].block_size; ++k) {
+          const bool is_needed = is_visible(g, k, num_tokens);
+          is_served = is_served && (!is_needed || found[g][k] != null_entry);
+          table.push_back(is_needed ? found[g][k] : null_entry);
+        }
+      }
+      if (is_served) return answer;
+    }
+    return {0, std::vector<std::vector<int>>(config_.groups.size())};
+  }
+
+  // ---- blocks
+
+  int take() {
+    int id = 0;
+    if (!free_.empty()) {
+      id = free_.back();
+      free_.pop_back();
+    } else {
+      const auto list = std::find_if(cached_.begin(), cached_.end(), [](const std::vector<int>& l) { return !l.empty(); });
+      id = list->front();
+      list->erase(list->begin());
+      forget(id);
+      ++counts_.blocks_evicted;
+      ++events_.evictions;
+      events_.evictions_over_priority += std::any_of(list + 1, cached_.end(), [](const auto& l) { return !l.empty(); });
+    }
+    ++counts_.blocks_taken;
+    blocks_[id] = {.references = 1, .place = where::referenced};
+    return id;
+  }
+
+  void share(int id) {
+    block& shared = blocks_[id];
+    if (shared.place == where::held) std::erase(held_, id);
+    if (shared.place == where::cached) std::erase(cached_[static_cast<std::size_t>(shared.priority)], id);
+    shared.place = where::referenced;
+    ++shared.references;
+  }
+
+  void learn(int id, const content& holds, knowledge is) {
+    blocks_[id].is = is;
+    blocks_[id].holds = holds;
+    if (is == knowledge::indexed) index_[holds] = id;
+  }
+  void forget(int id) {
+    if (blocks_[id].is == knowledge::indexed) index_.erase(blocks_[id].holds);
+    blocks_[id].is = knowledge::unknown;
+    blocks_[id].holds.clear();
+  }
+
+  /// Where an unreferenced block that nothing holds goes. What is freed is pushed by the caller.
+  void place(int id, std::vector<int>& freed) {
+    block& placed = blocks_[id];
+    if (placed.is == knowledge::indexed) {
+      placed.place = where::cached;
+      cached_[static_cast<std::size_t>(placed.priority)].push_back(id);
+    } else {
+      placed.place = where::free;
+      freed.push_back(id);
+    }
+  }
+
+  /// Drops entries [first, end) of a table and a reference of each of their blocks.
+  void release_entries(std::vector<int>& table, int first, eviction_priority priority) {
+    std::vector<int> released;
+    for (std::size_t k = static_cast<std::size_t>(first); k < table.size(); ++k) {
+      if (table[k] != null_entry) released.push_back(table[k]);
+    }
+    table.resize(static_cast<std::size_t>(first));
+    release_blocks(released, priority);
+  }
+
+  /// Head first. The tail is evicted first, and taken from the free ones first.
+  void release_blocks(const std::vector<int>& released, eviction_priority priority) {
+    std::vector<int> freed;
+    for (auto id = released.rbegin(); id != released.rend(); ++id) {
+      block& dropped = blocks_[*id];
+      dropped.priority = std::max(dropped.priority, priority);
+      if (--dropped.references > 0) continue;
+      if (dropped.is == knowledge::known && !find(dropped.holds)) {
+        learn(*id, content(dropped.holds), knowledge::indexed);
+        ++events_.promotions_at_release;
+      } else if (dropped.is != knowledge::indexed) {
+        events_.duplicates_forgotten += dropped.is == knowledge::known;
+        forget(*id);
+      }
+      if (config_.deferred_release) {
+        dropped.place = where::held;
+        dropped.released_in = epoch_;
+        held_.push_back(*id);
+      } else {
+        place(*id, freed);
+      }
+    }
+    free_.insert(free_.end(), freed.rbegin(), freed.rend());
+  }
+
+  /// Nobody finds it any more.
+  void withdraw(int id) {
+    block& given_up = blocks_[id];
+    if (given_up.is == knowledge::unknown || given_up.is == knowledge::withdrawn) return;
+    ++events_.withdrawn_blocks;
+    const content holds = given_up.holds;
+    forget(id);
+    if (given_up.references > 0) {
+      learn(id, holds, knowledge::withdrawn);
+    } else if (given_up.place == where::cached) {
+      std::erase(cached_[static_cast<std::size_t>(given_up.priority)], id);
+      given_up.place = where::free;
+      free_.push_back(id);
+    }
+  }
+
+  // ---- parts of calls
+
+  void changed(sequence_handle handle, int g, std::ptrdiff_t logical_block) {
+    const int id = at(handle).tables[g][static_cast<std::size_t>(logical_block)];
+    changes_.push_back({g, static_cast<std::int32_t>(handle.index), static_cast<std::int32_t>(logical_block),
+                        id == null_entry ? null_block : block_id{id}});
+  }
+
+  void make_tail_writable(sequence_handle handle, int g, step_answer& answer) {
+    sequence& grown = at(handle);
+    std::vector<int>& table = grown.tables[g];
+    if (grown.length % config_.groups[g].block_size == 0) return;  // the next token starts a block
+    const int tail = table.back();
+    if (blocks_[tail].references > 1) {
+      --blocks_[tail].references;
+      table.back() = take();
+      answer.copies.emplace_back(tail, table.back());
+      changed(handle, g, std::ssize(table) - 1);
+      ++events_.copies;
+    } else {
+      events_.writes_to_indexed_blocks += blocks_[tail].is == knowledge::indexed;
+      forget(tail);
+    }
+  }
+
+  /// Whether the tokens are other than those of the last block that the sequence committed, or of one that a fork of it has
+  /// committed. Looked at when another block would be published, or when the call does nothing else.
+  bool contradicts(const sequence& committed, int g, const sequence_tokens& said) const {
+    const int size = config_.groups[g].block_size;
+    const int full = static_cast<int>(said.tokens.size()) / size;
+    if (full == committed.published[g] && static_cast<int>(said.tokens.size()) > committed.computed) return false;
+    const int last = committed.published[g] - 1;
+    if (last >= 0 && committed.tables[g][last] != null_entry) {
+      const content& holds = blocks_[committed.tables[g][last]].holds;
+      const auto first_token = holds.begin() + 2 + std::ptrdiff_t{last} * size;
+      if (!std::equal(first_token, first_token + size, said.tokens.begin() + std::ptrdiff_t{last} * size)) return true;
+    }
+    for (int k = committed.published[g]; k < full; ++k) {
+      if (committed.tables[g][k] == null_entry) continue;
+      const block& shared = blocks_[committed.tables[g][k]];
+      if (shared.is == knowledge::unknown) continue;
+      // What lies before the published blocks is not looked at again, unless it must be hashed again.
+      const std::ptrdiff_t from =
+          committed.says_again[g] || committed.published[g] == 0 ? 0 : std::ptrdiff_t{committed.published[g]} * size;
+      const content now = content_of(g, said, k);
+      const std::ptrdiff_t keys = 2 + std::ptrdiff_t{k + 1} * size;
+      if (now[1] != shared.holds[1] ||
+          !std::equal(now.begin() + 2 + from, now.begin() + keys, shared.holds.begin() + 2 + from) ||
+          !std::equal(now.begin() + keys + from / key_span_, now.end(), shared.holds.begin() + keys + from / key_span_)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  void publish(sequence_handle handle, int g, const sequence_tokens& said) {
+    sequence& committed = at(handle);
+    if (!config_.prefix_sharing || !committed.publishes) return;
+    std::vector<int>& table = committed.tables[g];
+    const int full = static_cast<int>(said.tokens.size()) / config_.groups[g].block_size;
+    if (full > committed.published[g]) committed.says_again[g] = false;
+    for (int& k = committed.published[g]; k < full; ++k) {
+      const content holds = content_of(g, said, k);
+      if (blocks_[table[k]].is != knowledge::unknown) {                     // a fork has said it
+        if (blocks_[table[k]].holds != holds) committed.publishes = false;  // in this very call, and otherwise
+        continue;
+      }
+      if (!committed.publishes) continue;
+      const std::optional<int> holder = find(holds);
+      if (holder && config_.merge_duplicates) {
+        const int duplicate = std::exchange(table[k], *holder);
+        share(*holder);
+        release_blocks({duplicate}, eviction_priority::normal);
+        changed(handle, g, k);
+        ++counts_.blocks_merged;
+        ++events_.merges;
+      } else {
+        learn(table[k], holds, holder ? knowledge::known : knowledge::indexed);
+        events_.duplicates_kept += holder.has_value();
+      }
+    }
+  }
+
+  void leave_windows(sequence_handle handle) {
+    for (int g = 0; g < num_groups(); ++g) leave_window(handle, g);
+  }
+  void leave_window(sequence_handle handle, int g) {
+    sequence& committed = at(handle);
+    std::vector<int>& table = committed.tables[g];
+    std::vector<int> left;
+    for (int k = 0; k < std::ssize(table); ++k) {
+      if (table[k] == null_entry || is_visible(g, k, committed.computed)) continue;
+      left.push_back(table[k]);
+      table[k] = null_entry;
+      changed(handle, g, k);
+      ++events_.window_releases;
+    }
+    release_blocks(left, eviction_priority::normal);
+  }
+
+  // ---- parts of predictions
+
+  /// The most blocks that a sequence has at any time in one group.
+  std::int64_t cap(int g, int in_flight) const {
+    const group_config& in = config_.groups[g];
+    return ceil_div(std::int64_t{in.window} - 1 + in_flight, in.block_size) + 1 + sink_entries(g);
+  }
+
+  /// New blocks for a sequence of `num_entries` entries, whose window gives back `returned` of its blocks.
+  std::int64_t growth(int g, std::int64_t num_entries, std::int64_t num_tokens, int in_flight, int returned,
+                      bool copied) const {
+    const std::int64_t all = entries_for(g, num_tokens) - num_entries + (copied ? 1 : 0);
+    if (config_.groups[g].window == 0) return all;
+    return std::max<std::int64_t>(0, std::min(all, cap(g, in_flight) - returned));
+  }
+
+  std::int64_t blocks_from_nothing(std::int64_t num_tokens, int in_flight) const {
+    std::int64_t needed = 0;
+    for (int g = 0; g < num_groups(); ++g) needed += growth(g, 0, num_tokens, in_flight, 0, false);
+    return needed;
+  }
 
   kv_cache_config config_;
-  int usable_ = 0;
-  std::vector<int> free_;  // the back is taken next
+  int key_span_ = 0;
+  int alignment_ = 1;
+  std::vector<block> blocks_;
+  std::map<content, int> index_;
+  std::vector<int> free_;                   // the back is taken next
+  std::array<std::vector<int>, 4> cached_;  // by priority; the front is evicted next
+  std::vector<int> held_;                   // in order of release
+  epoch_t epoch_ = 0;
   std::map<std::uint64_t, sequence> sequences_;
+  std::vector<table_change> changes_;  // since the last step
+  cache_statistics counts_;            // its running counts
+  event_counts events_;
 };
 
 }  // namespace pagedkv::testing

@@ -9,6 +9,7 @@
 #include <ostream>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <pagedkv/kv_cache.hpp>
@@ -19,7 +20,7 @@ namespace {
 
 using namespace pagedkv;
 
-constexpr std::int64_t operations_per_case = 1'300'000;  // eight cases: more than ten million
+constexpr std::int64_t operations_per_case = 650'000;  // eight cases, each with both ways of release: more than ten million
 
 struct stress_case {
   const char* name;
@@ -32,12 +33,21 @@ void PrintTo(const stress_case& test, std::ostream* out) { *out << test.name; } 
 int clamped(double length) { return static_cast<int>(std::clamp(length, 1.0, 8'192.0)); }
 
 std::vector<stress_case> stress_cases() {
-  const kv_cache_config large{
-      .num_blocks = 1'025, .block_size = 16, .max_sequences = 96, .max_tokens_per_sequence = 8'192, .watermark_blocks = 10};
-  const kv_cache_config small{
-      .num_blocks = 49, .block_size = 4, .max_sequences = 12, .max_tokens_per_sequence = 128, .watermark_blocks = 2};
-  const kv_cache_config odd{
-      .num_blocks = 700, .block_size = 24, .has_null_block = false, .max_sequences = 64, .max_tokens_per_sequence = 8'192};
+  const kv_cache_config large{.num_blocks = 1'025,
+                              .groups = {{.block_size = 16}},
+                              .max_sequences = 96,
+                              .max_tokens_per_sequence = 8'192,
+                              .watermark_blocks = 10};
+  const kv_cache_config small{.num_blocks = 49,
+                              .groups = {{.block_size = 4}},
+                              .max_sequences = 12,
+                              .max_tokens_per_sequence = 128,
+                              .watermark_blocks = 2};
+  const kv_cache_config odd{.num_blocks = 700,
+                            .groups = {{.block_size = 24}},
+                            .has_null_block = false,
+                            .max_sequences = 64,
+                            .max_tokens_per_sequence = 8'192};
   const auto uniform = [](int longest) {
     return [longest](std::mt19937_64& r) { return std::uniform_int_distribution<int>(1, longest)(r); };
   };
@@ -53,15 +63,16 @@ std::vector<stress_case> stress_cases() {
     return
         [=](std::mt19937_64& r) { return std::uniform_int_distribution<int>(1, 128 / block_size - 1)(r) * block_size + off; };
   };
-  return {
-      {"uniform", large, uniform(2'000)},
-      {"log_normal", large, log_normal},
-      {"trace_like", large, trace_like},
-      {"odd_block_size", odd, trace_like},
-      {"small_pool", small, uniform(128)},
-      {"one_short_of_a_boundary", small, boundary(4, -1)},
-      {"exactly_on_a_boundary", small, boundary(4, 0)},
-      {"block_size_one", {.num_blocks = 60, .block_size = 1, .max_sequences = 7, .max_tokens_per_sequence = 40}, uniform(40)}};
+  return {{"uniform", large, uniform(2'000)},
+          {"log_normal", large, log_normal},
+          {"trace_like", large, trace_like},
+          {"odd_block_size", odd, trace_like},
+          {"small_pool", small, uniform(128)},
+          {"one_short_of_a_boundary", small, boundary(4, -1)},
+          {"exactly_on_a_boundary", small, boundary(4, 0)},
+          {"block_size_one",
+           {.num_blocks = 60, .groups = {{.block_size = 1}}, .max_sequences = 7, .max_tokens_per_sequence = 40},
+           uniform(40)}};
 }
 
 class stress_run {
@@ -79,6 +90,8 @@ class stress_run {
     const std::int64_t validate_every = test_.config.num_blocks <= 64 ? 1 : 4'096;
     for (std::int64_t i = 0; i < operations; ++i) {
       act();
+      // The device is a few steps behind.
+      if (const epoch_t epoch = cache_.begin_step(); test_.config.deferred_release && epoch % 3 == 0) cache_.retire(epoch - 3);
       if (i % validate_every == 0) {
         const status valid = cache_.validate();
         ASSERT_TRUE(valid) << valid.error().message() << " after operation " << i;
@@ -87,12 +100,13 @@ class stress_run {
     }
     EXPECT_GT(times_full_, 0) << "the pool was never exhausted: the case is too mild";
     EXPECT_GT(finished_, 0);
+    EXPECT_EQ(times_waited_ > 0, test_.config.deferred_release);
     while (!live_.empty()) release(live_.size() - 1);
+    cache_.retire(cache_.begin_step());
     const cache_statistics end = cache_.statistics();
     EXPECT_EQ(end.free_blocks, end.usable_blocks);
     EXPECT_EQ(end.sequences, 0);
     EXPECT_EQ(end.live_tokens, 0);
-    EXPECT_EQ(end.blocks_taken, end.blocks_released);
     EXPECT_EQ(std::count(owners_.begin(), owners_.end(), nobody), test_.config.num_blocks);
     cache_.validate().value();
   }
@@ -152,6 +166,11 @@ class stress_run {
       }
       ASSERT_EQ(plan.error().code, errc::out_of_blocks) << plan.error().message();
       ASSERT_GT(plan.error().value, plan.error().limit);
+      if (plan.error().held > 0 && test_.config.deferred_release) {  // an engine waits before it preempts
+        ++times_waited_;
+        cache_.retire(cache_.begin_step());
+        return;
+      }
       ++times_full_;
       release(live_.size() - 1);  // preempt the latest
       return;
@@ -161,7 +180,7 @@ class stress_run {
       running& sequence = live_[first + i];
       for (; change < plan->table_changes.size() && plan->table_changes[change].row == static_cast<int>(sequence.handle.index);
            ++change) {
-        const auto [row, logical_block, block] = plan->table_changes[change];
+        const auto [group, row, logical_block, block] = plan->table_changes[change];
         std::uint64_t& owner = owners_[to_int(block)];
         ASSERT_EQ(owner, nobody) << "block " << to_int(block) << " was handed out while it is owned";
         owner = stamp(sequence, logical_block);
@@ -169,8 +188,8 @@ class stress_run {
       const slot_t last = plan->slots[plan->query_starts[i + 1] - 1];
       sequence.length += entries_[i].num_tokens;
       ASSERT_EQ(plan->lengths[i], sequence.length);
-      ASSERT_EQ(owners_[last / test_.config.block_size], stamp(sequence, (sequence.length - 1) / test_.config.block_size));
-      ASSERT_EQ(last % test_.config.block_size, (sequence.length - 1) % test_.config.block_size);
+      ASSERT_EQ(owners_[last / block_size_], stamp(sequence, (sequence.length - 1) / block_size_));
+      ASSERT_EQ(last % block_size_, (sequence.length - 1) % block_size_);
     }
     ASSERT_EQ(change, plan->table_changes.size());
     for (std::size_t i = first + count; i-- > first;) {
@@ -183,7 +202,7 @@ class stress_run {
 
   void truncate(running& sequence) {
     const int kept = pick(sequence.length + 1);
-    const int kept_blocks = (kept + test_.config.block_size - 1) / test_.config.block_size;
+    const int kept_blocks = (kept + block_size_ - 1) / block_size_;
     return_blocks(sequence, kept_blocks);
     ASSERT_TRUE(cache_.truncate(sequence.handle, kept));
     sequence.length = kept;
@@ -206,6 +225,7 @@ class stress_run {
   }
 
   const stress_case& test_;
+  const int block_size_ = test_.config.groups.front().block_size;
   std::mt19937_64 random_;
   kv_cache cache_;
   std::vector<std::uint64_t> owners_;
@@ -213,19 +233,25 @@ class stress_run {
   std::vector<step_entry> entries_;
   std::uint64_t last_owner_ = 0;
   std::int64_t times_full_ = 0;
+  std::int64_t times_waited_ = 0;
   std::int64_t finished_ = 0;
 };
 
-class kv_cache_stress : public ::testing::TestWithParam<stress_case> {};
+class kv_cache_stress : public ::testing::TestWithParam<std::tuple<stress_case, bool>> {};
 
 TEST_P(kv_cache_stress, LosesNothing) {
   const std::uint64_t seed = pagedkv::testing::seed_or(20'240'601);
   SCOPED_TRACE(pagedkv::testing::replay_hint(seed));
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
-  stress_run(GetParam(), seed).run(operations_per_case);
+  auto [test, deferred_release] = GetParam();
+  test.config.deferred_release = deferred_release;
+  stress_run(test, seed).run(operations_per_case);
 }
 
-INSTANTIATE_TEST_SUITE_P(, kv_cache_stress, ::testing::ValuesIn(stress_cases()),
-                         [](const auto& test) { return std::string(test.param.name); });
+INSTANTIATE_TEST_SUITE_P(, kv_cache_stress, ::testing::Combine(::testing::ValuesIn(stress_cases()), ::testing::Bool()),
+                         [](const auto& test) {
+                           return std::string(std::get<0>(test.param).name) +
+                                  (std::get<1>(test.param) ? "_deferred" : "_immediate");
+                         });
 
 }  // namespace

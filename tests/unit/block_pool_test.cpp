@@ -11,7 +11,7 @@ using namespace pagedkv;
 
 std::vector<int> take(block_pool& pool, std::size_t count) {
   std::vector<block_id> blocks(count);
-  pool.take(blocks).value();
+  (void)pool.take(blocks).value();
   std::vector<int> ids;
   for (const block_id block : blocks) ids.push_back(to_int(block));
   return ids;
@@ -46,7 +46,7 @@ TEST(BlockPool, TakesAllOrNone) {
   block_pool pool(4, true);
   EXPECT_EQ(take(pool, 1), (ids{1}));
   std::array<block_id, 3> three{block_id{-7}, block_id{-7}, block_id{-7}};
-  const status refused = pool.take(three);
+  const result<std::int32_t> refused = pool.take(three);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, errc::out_of_blocks);
   EXPECT_EQ(refused.error().value, 3);

@@ -2,52 +2,211 @@
 /// Hands out block ids and takes them back. Bookkeeping only: no memory, no CUDA.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <span>
+#include <vector>
 
 #include <pagedkv/ids.hpp>
 #include <pagedkv/result.hpp>
 
 namespace pagedkv {
 
-/// Which blocks are free, and how often the others are referenced.
+/// How long content that nobody references should stay: lower ones are evicted first.
+enum class eviction_priority : std::uint8_t { low, normal, high, highest };
+
+/// Counts the steps whose work a device may still be doing.
+using epoch_t = std::uint32_t;
+
+/// Which of four states each block is in:
+///   referenced  by `references()` owners;
+///   held        released in an epoch that is not retired yet (deferred release only): not to be reused;
+///   cached      unreferenced, but its content can be found: evicted when no free block is left;
+///   free        nothing worth keeping.
+/// free + cached + held + referenced + null = num_blocks. validate() checks that, and that each block is in the one list its
+/// state says. A new pool's ids ascend; the block freed last is taken first, while its memory is warm; cached blocks are
+/// evicted by priority, then least recently released first.
 ///
-/// The free list is a stack. A new pool's ids ascend; what is released last is taken first, while its memory is warm.
-/// Invariants, checked by validate():
-///   free + referenced + null = num_blocks;  a block is on the free list once when its count is 0, and not at all otherwise.
-/// 8 bytes per block. One thread at a time.
+/// 24 bytes per block. One thread at a time. No heap use once built.
 class block_pool {
  public:
   /// Throws `failure` (invalid_argument) when no block is left to hand out or ids would not fit int32; std::bad_alloc.
-  block_pool(std::int64_t num_blocks, bool has_null_block);
+  block_pool(std::int64_t num_blocks, bool has_null_block, bool deferred_release = false);
 
-  /// Takes blocks.size() free blocks, all or none. out_of_blocks: needed and available; nothing changed, `blocks` not written.
-  /// Cost: O(blocks). No heap use.
-  status take(std::span<block_id> blocks) noexcept;
+  /// Takes blocks.size() blocks, all or none: free ones, then cached ones, which lose their content. Returns how many were
+  /// cached: the last entries of `blocks`. out_of_blocks: needed, available and held; nothing changed, `blocks` not written.
+  /// Cost: O(blocks).
+  [[nodiscard]] result<std::int32_t> take(std::span<block_id> blocks) noexcept;
 
-  /// Drops one reference of each, all or none; a block without references is free. The last one given is the first to be
-  /// taken again. invalid_block: `index` says which entry is foreign, null or already free; nothing changed.
-  /// Cost: O(blocks). No heap use.
-  status release(std::span<const block_id> blocks) noexcept;
+  /// Adds a reference to a block that is referenced, held or cached. invalid_block: it is free, null or foreign. O(1).
+  status share(block_id block) noexcept;
+
+  /// Drops one reference of each, all or none. A block without references becomes held, cached or free; a block keeps the
+  /// highest priority it was given. Give a sequence's blocks head first: its tail is evicted first, and reused first.
+  /// invalid_block: `index` says which entry is foreign, null or not referenced; nothing changed. Cost: O(blocks).
+  status release(std::span<const block_id> blocks, eviction_priority priority = eviction_priority::normal) noexcept;
+
+  /// Drops one reference of a block that keeps others: only those with two or more. O(1).
+  void unshare(block_id block) noexcept;
+
+  /// Says whether a block's content can be found, and so is worth keeping. A cached block that cannot be becomes free. O(1).
+  void set_findable(block_id block, bool findable) noexcept;
+
+  /// With deferred release: what is released from now on waits for retire() of the epoch returned. O(1).
+  epoch_t begin_epoch() noexcept { return ++epoch_; }
+  /// Everything released in epochs up to `epoch` may be reused; of what becomes free, the tail of the earliest release first.
+  /// O(blocks that were held).
+  void retire(epoch_t epoch) noexcept;
 
   [[nodiscard]] std::int32_t num_blocks() const noexcept { return num_blocks_; }
   /// Blocks that may be handed out: all but the null block.
   [[nodiscard]] std::int32_t usable_blocks() const noexcept { return num_blocks_ - first_usable_; }
   [[nodiscard]] std::int32_t free_blocks() const noexcept { return num_free_; }
-  [[nodiscard]] std::int32_t referenced_blocks() const noexcept { return usable_blocks() - num_free_; }
-  /// How many references a block has; 0 for free and foreign ids.
-  [[nodiscard]] std::int32_t references(block_id block) const noexcept;
+  [[nodiscard]] std::int32_t cached_blocks() const noexcept { return num_cached_; }
+  [[nodiscard]] std::int32_t held_blocks() const noexcept { return num_held_; }
+  [[nodiscard]] std::int32_t referenced_blocks() const noexcept {
+    return usable_blocks() - num_free_ - num_cached_ - num_held_;
+  }
+  /// What take() can give: free and cached blocks.
+  [[nodiscard]] std::int32_t available_blocks() const noexcept { return num_free_ + num_cached_; }
+
+  /// How many references a block has; 0 for blocks that are not referenced and for foreign ids.
+  [[nodiscard]] std::int32_t references(block_id block) const noexcept {
+    return is_usable(block) ? nodes_[to_int(block)].references : 0;
+  }
+  [[nodiscard]] bool is_usable(block_id block) const noexcept {
+    return to_int(block) >= first_usable_ && to_int(block) < num_blocks_;
+  }
+  [[nodiscard]] bool is_cached(block_id block) const noexcept {
+    return is_usable(block) && nodes_[to_int(block)].state == state_of::cached;
+  }
+  [[nodiscard]] bool is_held(block_id block) const noexcept {
+    return is_usable(block) && nodes_[to_int(block)].state == state_of::held;
+  }
+  [[nodiscard]] bool is_findable(block_id block) const noexcept { return is_usable(block) && nodes_[to_int(block)].findable; }
 
   /// corrupted: which equation fails. Cost: O(num_blocks); uses the heap.
   [[nodiscard]] status validate() const;
 
  private:
+  enum class state_of : std::uint8_t { free, referenced, held, cached };
+  /// A block, or the sentinel of a circular list. In a list while held or cached.
+  struct node {
+    std::int32_t references = 0;
+    std::int32_t previous = 0;
+    std::int32_t next = 0;
+    epoch_t released_in = 0;  // while held
+    state_of state = state_of::free;
+    eviction_priority priority = eviction_priority::low;
+    bool findable = false;
+    bool unused = false;  // the last four members are written as one word
+  };
+  static constexpr std::int32_t num_priorities = 4;
+
+  [[nodiscard]] std::int32_t cached_list(eviction_priority priority) const noexcept {
+    return num_blocks_ + static_cast<std::int32_t>(priority);
+  }
+  [[nodiscard]] std::int32_t held_list() const noexcept { return num_blocks_ + num_priorities; }
+  static void own(node& taken) noexcept {
+    taken.references = 1;
+    taken.state = state_of::referenced;
+    taken.priority = eviction_priority::low;
+    taken.findable = false;
+    taken.unused = false;
+  }
+  void evict_into(std::span<block_id> blocks) noexcept;
+  [[nodiscard]] error refuse_release(std::span<const block_id> blocks, std::size_t index) noexcept;
+  [[nodiscard]] error refuse_take(std::int64_t wanted) const noexcept;
+  void link_last(std::int32_t list, std::int32_t block) noexcept;
+  void unlink(std::int32_t block) noexcept;
+  void hold(std::int32_t block) noexcept;
+  /// An unreferenced block that nothing holds goes where its content says.
+  void place(std::int32_t block) noexcept;
+
   std::int32_t num_blocks_;
   std::int32_t first_usable_;
+  bool deferred_release_;
   std::int32_t num_free_;
-  std::unique_ptr<std::int32_t[]> references_;  // [num_blocks]
-  std::unique_ptr<block_id[]> free_;            // [num_free_] of [usable_blocks], the top last
+  std::int32_t num_cached_ = 0;
+  std::int32_t num_held_ = 0;
+  epoch_t epoch_ = 0;
+  std::vector<node> nodes_;     // [num_blocks], then the sentinels: one list per priority, and what is held
+  std::vector<block_id> free_;  // [num_free_] of [usable_blocks], the top last
 };
+
+// take() and release() are inline for the sake of single blocks, where a call would cost more than the work.
+
+namespace detail {
+/// Blocks this far ahead are asked for while one is worked on; beyond the second-level cache that hides most of a miss.
+inline constexpr std::int32_t prefetch_distance = 12;
+}  // namespace detail
+
+inline result<std::int32_t> block_pool::take(std::span<block_id> blocks) noexcept {
+  if (blocks.size() == 1 && num_free_ > 0) [[likely]] {
+    blocks[0] = free_[--num_free_];
+    own(nodes_[to_int(blocks[0])]);
+    return 0;
+  }
+  const auto wanted = static_cast<std::int64_t>(blocks.size());
+  if (wanted > available_blocks()) [[unlikely]]
+    return refuse_take(wanted);
+  const auto count = static_cast<std::int32_t>(wanted);
+  const std::int32_t from_free = std::min(count, num_free_);
+  for (std::int32_t i = 0; i < from_free; ++i) {
+    if (num_free_ > detail::prefetch_distance)
+      __builtin_prefetch(&nodes_[to_int(free_[num_free_ - 1 - detail::prefetch_distance])], 1);
+    blocks[i] = free_[--num_free_];
+    own(nodes_[to_int(blocks[i])]);
+  }
+  if (from_free < count) evict_into(blocks.subspan(from_free));
+  return count - from_free;
+}
+
+inline status block_pool::release(std::span<const block_id> blocks, eviction_priority priority) noexcept {
+  if (blocks.size() == 1 && references(blocks[0]) == 1 && !nodes_[to_int(blocks[0])].findable && !deferred_release_)
+      [[likely]] {
+    node& released = nodes_[to_int(blocks[0])];
+    released.references = 0;
+    released.state = state_of::free;
+    free_[num_free_++] = blocks[0];
+    return {};
+  }
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    if (i + detail::prefetch_distance < blocks.size() && is_usable(blocks[i + detail::prefetch_distance])) {
+      __builtin_prefetch(&nodes_[to_int(blocks[i + detail::prefetch_distance])], 1);
+    }
+    if (references(blocks[i]) == 0) [[unlikely]]
+      return refuse_release(blocks, i);
+    --nodes_[to_int(blocks[i])].references;
+  }
+  // From the tail, so that it is evicted before the head; what becomes free is turned round, so that the tail is on top there
+  // too.
+  const std::int32_t first_freed = num_free_;
+  for (std::size_t i = blocks.size(); i-- > 0;) {
+    const std::int32_t block = to_int(blocks[i]);
+    node& released = nodes_[block];
+    released.priority = std::max(released.priority, priority);
+    if (released.references != 0 || released.state != state_of::referenced) continue;  // shared, or twice in this call
+    if (deferred_release_) {
+      hold(block);
+    } else {
+      place(block);
+    }
+  }
+  if (num_free_ - first_freed > 1) std::reverse(free_.begin() + first_freed, free_.begin() + num_free_);
+  return {};
+}
+
+inline void block_pool::place(std::int32_t block) noexcept {
+  node& placed = nodes_[block];
+  if (placed.findable) {
+    placed.state = state_of::cached;
+    link_last(cached_list(placed.priority), block);
+    ++num_cached_;
+  } else {
+    placed.state = state_of::free;
+    free_[num_free_++] = block_id{block};
+  }
+}
 
 }  // namespace pagedkv

@@ -1,17 +1,24 @@
 /// @file
-/// What an engine talks to: sequences that grow, and where their tokens go.
+/// What an engine talks to: sequences that grow, share and end, and where their tokens go.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
+#include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <pagedkv/block_pool.hpp>
 #include <pagedkv/block_table.hpp>
+#include <pagedkv/copy_blocks.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/lazy_array.hpp>
 #include <pagedkv/pool_plan.hpp>
+#include <pagedkv/prefix_index.hpp>
 #include <pagedkv/result.hpp>
 
 namespace pagedkv {
@@ -24,18 +31,42 @@ struct sequence_handle {
   friend bool operator==(const sequence_handle&, const sequence_handle&) = default;
 };
 
-struct kv_cache_config {
-  std::int64_t num_blocks = 0;  ///< Of the pool, the null block included.
-  std::int32_t block_size = 16;
-  bool has_null_block = true;
-  std::int32_t max_sequences = 0;
-  std::int32_t max_tokens_per_sequence = 0;
-  std::int32_t watermark_blocks = 0;  ///< Kept free by can_fit_now, so that running sequences can grow.
+/// Layers with one kind of attention. All groups take blocks of the same bytes from one pool; each has block tables of its own.
+struct group_config {
+  std::int32_t block_size = 16;  ///< Tokens per block.
+  std::int32_t window = 0;       ///< Tokens a token sees, itself included; 0: all (full attention).
+  std::int32_t sink_tokens = 0;  ///< Of a window: the first tokens, which stay visible for ever.
 };
 
-/// The blocks and null block of a plan.
+struct kv_cache_config {
+  std::int64_t num_blocks = 0;  ///< Of the pool, the null block included.
+  std::vector<group_config> groups = {group_config{}};
+  bool has_null_block = true;  ///< Windows require it.
+  std::int32_t max_sequences = 0;
+  std::int32_t max_tokens_per_sequence = 0;
+  std::int32_t watermark_blocks = 0;  ///< Kept available by can_fit_now, so that running sequences can grow.
+  bool prefix_sharing = false;
+  bool merge_duplicates = true;   ///< commit() replaces a block whose content is indexed already; off for append-only tables.
+  bool deferred_release = false;  ///< Released blocks wait for retire(); off: everything runs in one stream's order.
+  std::optional<std::uint64_t> hash_seed = {};  ///< Random unless given.
+};
+
+/// One full-attention group with the blocks and null block of a plan.
 [[nodiscard]] kv_cache_config config_for(const pool_plan& plan, std::int32_t max_sequences,
-                                         std::int32_t max_tokens_per_sequence) noexcept;
+                                         std::int32_t max_tokens_per_sequence);
+
+/// The tokens of a sequence from its first one on, and what else their content depends on. Borrowed for the call.
+struct sequence_tokens {
+  std::span<const std::int32_t> tokens;
+  std::uint64_t name_space = 0;  ///< Sequences of different namespaces (tenant, adapter) share nothing.
+  /// Empty, or one per key_span() tokens, the last one begun included: identities of images and the like; 0: none.
+  std::span<const std::uint64_t> extra_keys = {};
+};
+
+struct added_sequence {
+  sequence_handle sequence;
+  std::int32_t num_cached_tokens = 0;  ///< The first tokens, which need no computing and are not stepped.
+};
 
 /// A sequence of a step and how many tokens it grows by: a prompt, a chunk of one, one decoded token, draft tokens.
 struct step_entry {
@@ -43,8 +74,15 @@ struct step_entry {
   std::int32_t num_tokens = 0;
 };
 
-/// An entry of the block tables that a step set.
+/// A sequence and what its computed tokens are.
+struct commit_entry {
+  sequence_handle sequence;
+  sequence_tokens content;
+};
+
+/// An entry of the block tables that changed.
 struct table_change {
+  std::int32_t group = 0;
   std::int32_t row = 0;            ///< sequence_handle::index.
   std::int32_t logical_block = 0;  ///< Column.
   block_id block{};
@@ -54,29 +92,59 @@ struct table_change {
 
 /// What a step decided, as plain data in host memory; borrowed from the cache until its next step.
 struct step_plan {
-  std::span<const std::int32_t> query_starts;   ///< [entries + 1]: first token of each entry among the step's tokens.
-  std::span<const std::int32_t> lengths;        ///< [entries]: tokens of each sequence, this step's included.
-  std::span<const slot_t> slots;                ///< [sum of num_tokens]: where each token's K and V go.
-  std::span<const table_change> table_changes;  ///< [blocks taken].
+  std::span<const std::int32_t> query_starts;  ///< [entries + 1]: first token of each entry among the step's tokens.
+  std::span<const std::int32_t> lengths;       ///< [entries]: tokens of each sequence, this step's included.
+  std::span<const slot_t> slots;               ///< [groups, sum of num_tokens]: where each token's K and V go.
+  std::span<const block_copy> copies;          ///< To run, by copy_blocks, before anything of this step writes.
+  /// This step's, behind those that commits made since the last step (merged duplicates, blocks that left a window); without
+  /// those of sequences that ended. Apply them first; then read the rows of sequences that were added or forked since from
+  /// table().
+  std::span<const table_change> table_changes;
+
+  /// One group's part of `slots`: [sum of num_tokens].
+  [[nodiscard]] std::span<const slot_t> slots_of(std::int32_t group) const noexcept {
+    const auto num_tokens = static_cast<std::size_t>(query_starts.back());
+    return slots.subspan(static_cast<std::size_t>(group) * num_tokens, num_tokens);
+  }
+};
+
+/// What a call takes out of available_blocks(): blocks to be written, and cached ones that are referenced again.
+struct block_need {
+  std::int64_t new_blocks = 0;
+  std::int64_t revived_blocks = 0;
+
+  [[nodiscard]] std::int64_t total() const noexcept { return new_blocks + revived_blocks; }
+  friend bool operator==(const block_need&, const block_need&) = default;
 };
 
 /// Counts of one cache, taken at one moment.
 struct cache_statistics {
   std::int32_t usable_blocks = 0;
   std::int32_t free_blocks = 0;
+  std::int32_t cached_blocks = 0;
+  std::int32_t held_blocks = 0;
   std::int32_t referenced_blocks = 0;
   std::int32_t sequences = 0;
-  std::int64_t live_tokens = 0;   ///< Tokens that the sequences hold.
-  std::int64_t tail_tokens = 0;   ///< Positions in referenced blocks that hold no token yet.
-  std::int64_t blocks_taken = 0;  ///< Since construction.
-  std::int64_t blocks_released = 0;
+  std::int64_t live_tokens = 0;     ///< Tokens that the sequences hold; shared ones count for each.
+  std::int64_t tail_tokens = 0;     ///< Positions reserved in table entries, in all groups, that hold no token yet.
+  std::int64_t blocks_taken = 0;    ///< Since construction, as all below.
+  std::int64_t blocks_evicted = 0;  ///< Taken ones whose content was given up.
+  std::int64_t blocks_hit = 0;      ///< Table entries that add() found in the cache.
+  std::int64_t blocks_merged = 0;   ///< Table entries that commit() replaced.
+  std::int64_t tokens_hit = 0;      ///< Tokens that add() found, of tokens_looked_up.
+  std::int64_t tokens_looked_up = 0;
 };
+
+/// Everything a call may run ahead of what is computed.
+inline constexpr std::int32_t whole_prompt = std::numeric_limits<std::int32_t>::max();
 
 /// Sequences with block tables over one pool of blocks. Decides, and executes nothing: no CUDA, no clock, no I/O, no heap once
 /// built.
 ///
-/// One thread at a time uses one cache; several caches are independent. Released blocks are reusable at once: run everything
-/// that touches the pool in one stream's order.
+/// A sequence has a *length*, which step() advances as tokens are scheduled, and a *computed* length, which commit() advances
+/// when they are certain: what is shared and what leaves a window follows the computed length.
+///
+/// One thread at a time uses one cache; several caches are independent.
 class kv_cache {
  public:
   /// Throws `failure` (invalid_argument: which count is out of range; out_of_memory) or std::bad_alloc.
@@ -85,84 +153,252 @@ class kv_cache {
   /// A new, empty sequence; it takes no blocks. out_of_sequences: nothing changed. Cost: O(1).
   [[nodiscard]] result<sequence_handle> add() noexcept;
 
-  /// Makes room for the tokens of one step, taking blocks where a sequence's last one fills. Chunks give the same slots as
-  /// one call for all.
+  /// A new sequence that starts with the longest prefix of its tokens that every group can serve from the cache: a multiple of
+  /// all block sizes, and never the last token, which is left to compute. The blocks found are referenced, so nothing evicts
+  /// them. Without prefix_sharing nothing is found.
+  /// @return out_of_sequences; invalid_argument: no tokens, more than max_tokens_per_sequence, or extra_keys of the wrong
+  /// length.
+  ///         Nothing changed then.
+  /// Cost: O(tokens up to the first block that is not cached), and with windows O(tokens).
+  [[nodiscard]] result<added_sequence> add(const sequence_tokens& content) noexcept;
+
+  /// A new sequence with the same tokens, for parallel sampling and beams. All blocks are shared; a partly filled one is copied
+  /// when either side writes to it. out_of_sequences; stale_sequence: nothing changed. Cost: O(its blocks).
+  [[nodiscard]] result<sequence_handle> fork(sequence_handle sequence) noexcept;
+
+  /// Makes room for the tokens of one step, taking blocks where a sequence's last one fills or must be copied. Chunks give the
+  /// same slots as one call for all. Takes the blocks of copies first, in the order of entries, then group by group.
   ///
   /// @param entries  host, at most max_sequences: live sequence, each at most once, and number of tokens (>= 1).
   /// @return the plan; or, with every sequence and the pool unchanged:
-  ///         out_of_blocks: how many are needed and available;
+  ///         out_of_blocks: how many are needed, available, and held by epochs;
   ///         stale_sequence: entry `index` names a sequence that was released or never existed;
   ///         invalid_argument: entry `index` has fewer than 1 token, repeats a sequence, or would exceed
   ///         max_tokens_per_sequence.
-  /// Cost: O(entries + tokens + blocks taken). No heap use, no CUDA call.
+  /// Cost: O(groups * (entries + tokens + blocks taken)). No heap use, no CUDA call.
   [[nodiscard]] result<step_plan> step(std::span<const step_entry> entries) noexcept;
   [[nodiscard]] result<step_plan> step(std::initializer_list<step_entry> entries) noexcept {
     return step(std::span<const step_entry>(entries.begin(), entries.size()));
   }
 
-  /// Shortens a sequence to its first `num_tokens` tokens and releases the blocks behind them (speculative rollback).
-  /// stale_sequence; invalid_argument: negative, or more than it holds. Nothing changed then. Cost: O(blocks released).
+  /// Says what the first content.tokens.size() tokens of sequences are: they are computed and certain. Publishes the blocks
+  /// they fill (with prefix_sharing), then releases what left a window. Best called once a step for all its sequences: cold
+  /// lines are fetched together.
+  /// Forks that contradict each other within one call: the first one's tokens count, the other publishes no more.
+  /// @return with nothing changed, and `index` saying which entry: stale_sequence; invalid_argument: a sequence repeated,
+  ///         fewer tokens than were committed, more than the sequence holds, another namespace, extra_keys of the wrong
+  ///         length, or tokens that contradict the last block committed, or a block that a fork of the sequence committed
+  ///         (looked at when the call fills another block, or adds no token: nothing is published behind tokens that differ).
+  /// Cost: O(entries + blocks newly filled); after a truncate() into committed blocks once O(tokens), to hash them again.
+  status commit(std::span<const commit_entry> entries) noexcept;
+  status commit(sequence_handle sequence, const sequence_tokens& content) noexcept {
+    const commit_entry entry{sequence, content};
+    return commit({&entry, 1});
+  }
+
+  /// The same for an engine that does not say its tokens: advances what is computed and releases what left a window. A sequence
+  /// that grows this way publishes no more.
+  status commit(sequence_handle sequence, std::int32_t num_tokens) noexcept;
+
+  /// Shortens a sequence to its first `num_tokens` tokens and releases the blocks behind them at low priority (speculative
+  /// rollback).
+  /// stale_sequence; invalid_argument: negative, more than it holds, or so few that a window would need blocks that left it.
+  /// Nothing changed then. Cost: O(blocks released).
   status truncate(sequence_handle sequence, std::int32_t num_tokens) noexcept;
 
-  /// Ends a sequence and releases its blocks. stale_sequence: nothing changed. Cost: O(its blocks).
-  status release(sequence_handle sequence) noexcept;
+  /// Ends a sequence and releases its blocks; published ones stay cached until they are evicted, lower priorities first.
+  /// stale_sequence: nothing changed. Cost: O(its blocks, and table changes since the last step).
+  status release(sequence_handle sequence, eviction_priority priority = eviction_priority::normal) noexcept;
 
-  /// Whether a new sequence of `num_tokens` tokens (>= 1) fits now and leaves the watermark free. While no sequence lives, the
-  /// watermark counts as 0, so that a long request cannot starve.
-  [[nodiscard]] bool can_fit_now(std::int32_t num_tokens) const noexcept;
+  /// With deferred_release: what is released from now on is held until retire() of the epoch returned. O(1).
+  epoch_t begin_step() noexcept { return pool_.begin_epoch(); }
+  /// The device is done with all steps up to `epoch`: what they released may be reused. Cost: O(blocks held by them).
+  void retire(epoch_t epoch) noexcept { pool_.retire(epoch); }
+
+  /// Makes blocks impossible to find; those without references become free. Blocks that cannot be found anyway are passed over.
+  /// invalid_block: `index` is null or foreign; nothing changed. Cost: O(blocks).
+  status evict(std::span<const block_id> blocks) noexcept;
+  /// The same for every block, or for those of one namespace. Sequences that live keep their blocks, and publish no more: what
+  /// they compute still depends on what was given up. Cost: O(num_blocks).
+  void reset() noexcept;
+  void reset(std::uint64_t name_space) noexcept;
+
+  /// What add(content) would find, and what that takes. Same errors. Changes nothing. Cost: as add().
+  struct add_prediction {
+    std::int32_t num_cached_tokens = 0;
+    block_need need;
+  };
+  [[nodiscard]] result<add_prediction> predict_add(const sequence_tokens& content) const noexcept;
+  /// What step(entries) would take. Same errors but out_of_blocks. Changes nothing that shows (it plans, and takes that back).
+  /// Cost: O(groups * entries).
+  [[nodiscard]] result<block_need> predict_step(std::span<const step_entry> entries) noexcept;
+  /// What a sequence that grows to `num_tokens` tokens needs beyond its blocks, at most `in_flight` tokens being scheduled
+  /// ahead of the computed ones: what left a window is used again. stale_sequence; invalid_argument: fewer than it holds, or
+  /// in_flight < 1. O(groups).
+  [[nodiscard]] result<block_need> blocks_to_completion(sequence_handle sequence, std::int32_t num_tokens,
+                                                        std::int32_t in_flight = whole_prompt) const noexcept;
+
+  /// Whether a new sequence of those tokens fits now, in steps of at most `in_flight` tokens, and leaves the watermark
+  /// available. While no sequence lives, the watermark counts as 0, so that a long request cannot starve. False for what add()
+  /// would refuse.
+  [[nodiscard]] bool can_fit_now(const sequence_tokens& content, std::int32_t in_flight = whole_prompt) const noexcept;
+  /// The same for `num_tokens` (>= 1) tokens of which nothing is cached. O(groups).
+  [[nodiscard]] bool can_fit_now(std::int32_t num_tokens, std::int32_t in_flight = whole_prompt) const noexcept;
+  /// How many of the requests, from the first on, fit now together. Window blocks that several of them would share are counted
+  /// at their worst. Cost: as their add().
+  [[nodiscard]] std::int32_t how_many_fit(std::span<const sequence_tokens> requests,
+                                          std::int32_t in_flight = whole_prompt) const noexcept;
   /// Whether a sequence of `num_tokens` tokens (>= 1) would fit an empty cache. What cannot must be refused, not retried.
-  [[nodiscard]] bool can_ever_fit(std::int64_t num_tokens) const noexcept;
+  /// O(groups).
+  [[nodiscard]] bool can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight = whole_prompt) const noexcept;
 
-  /// Tokens a sequence holds. stale_sequence.
+  /// Tokens a sequence holds; and how many of them are computed. stale_sequence.
   [[nodiscard]] result<std::int32_t> length(sequence_handle sequence) const noexcept;
-  /// A sequence's blocks in order, [blocks of its length]; borrowed until it is stepped, truncated or released. stale_sequence.
-  [[nodiscard]] result<std::span<const block_id>> table(sequence_handle sequence) const noexcept;
+  [[nodiscard]] result<std::int32_t> computed_length(sequence_handle sequence) const noexcept;
+  /// A sequence's blocks in order, null where they left the window: [blocks of its length]. Borrowed until the sequence is
+  /// stepped, committed, truncated or released. stale_sequence; invalid_argument: no such group.
+  [[nodiscard]] result<std::span<const block_id>> table(sequence_handle sequence, std::int32_t group = 0) const noexcept;
 
   [[nodiscard]] const kv_cache_config& config() const noexcept { return config_; }
-  [[nodiscard]] cache_statistics statistics() const noexcept;
+  [[nodiscard]] std::int32_t num_groups() const noexcept { return static_cast<std::int32_t>(groups_.size()); }
+  /// Tokens per extra key: the greatest common divisor of the block sizes.
+  [[nodiscard]] std::int32_t key_span() const noexcept { return key_span_; }
+  [[nodiscard]] std::int32_t available_blocks() const noexcept { return pool_.available_blocks(); }
 
+  /// O(sequences).
+  [[nodiscard]] cache_statistics statistics() const noexcept;
+  /// Of neighbouring non-null table entries, the share whose blocks do not follow each other in memory; 0 when there are none.
+  /// O(table entries).
+  [[nodiscard]] double fragmentation() const noexcept;
+  /// The whole state: counts, sequences with their tables, indexed blocks. Uses the heap; O(num_blocks + table entries).
+  [[nodiscard]] std::string dump_json() const;
   /// corrupted: which equation fails. For tests and debugging: O(num_blocks + table entries), uses the heap.
-  ///   free + referenced + null = num_blocks;  sum of table entries = sum of reference counts;
-  ///   each sequence has exactly the blocks its length needs;  live + tail tokens = referenced * block_size.
+  ///   free + cached + held + referenced + null = num_blocks;  sum of non-null table entries = sum of reference counts;
+  ///   each sequence has exactly the blocks its lengths and windows need;  findable = indexed.
   [[nodiscard]] status validate() const;
 
  private:
   struct sequence_state {
     std::uint32_t generation = 0;
     std::int32_t length = 0;
-    std::int32_t num_blocks = 0;
+    std::int32_t computed = 0;
+    bool publishes = false;
+    bool has_name_space = false;  // set by add() with tokens, or the first commit
+    std::uint64_t name_space = 0;
+    std::uint64_t last_named = 0;  // the call that named it last, so that a repeated entry shows
+  };
+  /// A sequence in one group.
+  struct row_state {
+    std::int32_t num_blocks = 0;  // entries of its row, null ones included
     std::int32_t tail_room = 0;   // num_blocks * block_size - length
     slot_t next_slot = 0;         // of position `length`; meaningless while tail_room is 0
-    std::uint64_t last_step = 0;  // the step that named it last, so that a repeated entry shows
+    bool tail_is_private =
+        true;  // false: look before writing whether the tail is shared or indexed; meaningless while tail_room is 0
+    bool parent_known = true;  // whether `parent` is the identity of block `num_published - 1`
+    std::int32_t num_published = 0;
+    std::int32_t first_live = 0;  // entries [sink_blocks, first_live) are null
+    block_identity parent;
   };
+  struct group {
+    group_config config;
+    std::int32_t sink_blocks;
+    std::int32_t keys_per_block;
+    block_table table;
+    std::vector<row_state> rows;             // [max_sequences]
+    std::vector<block_identity> identities;  // [row width]: of the tokens being looked up
+    std::vector<block_id> found;             // [row width]
+    std::vector<std::int32_t> run;           // [row width]: of a window group, found blocks ending here
+  };
+  /// New blocks a sequence needs in one group.
+  struct growth {
+    std::int64_t missing = 0;                             // while nothing leaves its window
+    std::int64_t most_in_window = std::int64_t{1} << 40;  // as what left serves again
 
-  [[nodiscard]] bool is_live(sequence_handle sequence) const noexcept {
-    return sequence.index < sequences_.size() && (sequence.generation & 1U) != 0 &&
-           sequences_[sequence.index].generation == sequence.generation;
+    [[nodiscard]] std::int64_t new_blocks() const noexcept {
+      return std::max<std::int64_t>(0, std::min(missing, most_in_window));
+    }
+  };
+  /// A block whose content is about to be looked for and published.
+  struct publication {
+    std::int32_t group;
+    std::int32_t row;
+    std::int32_t logical_block;
+    block_identity identity;
+    std::span<const std::int32_t> tokens;
+    std::uint64_t name_space;
+  };
+  static constexpr std::size_t most_pending = 32;
+  struct planned_copy {
+    std::int32_t group;
+    std::int32_t row;
+    block_id source;
+  };
+  [[nodiscard]] static bool names(sequence_handle handle, const sequence_state& sequence) noexcept {
+    return sequence.generation == handle.generation && (handle.generation & 1U) != 0;
   }
+  [[nodiscard]] bool is_live(sequence_handle sequence) const noexcept {
+    return sequence.index < sequences_.size() && names(sequence, sequences_[sequence.index]);
+  }
+  [[nodiscard]] status check_content(const sequence_tokens& content, std::int64_t index = error::none) const noexcept;
+  [[nodiscard]] status check_commit(const commit_entry& entry, std::uint64_t this_call, std::int64_t index) noexcept;
+  [[nodiscard]] std::int32_t first_live(const group& in, std::int32_t computed) const noexcept;
+  [[nodiscard]] std::span<const std::uint64_t> keys_of(const group& in, const sequence_tokens& content,
+                                                       std::int32_t block) const noexcept;
+  /// The longest cached prefix; leaves each group's blocks in `found`.
+  [[nodiscard]] std::int32_t look_up(const sequence_tokens& content) const noexcept;
+  /// Calls use(logical block, block) for each found block that a hit of `num_tokens` references.
+  template <class Use>
+  void for_each_hit(const group& in, std::int32_t num_tokens, Use use) const noexcept;
+  /// What a sequence needs to grow to `num_tokens`: it has `entries` in a group's row, and `own` of them it alone references or
+  /// keeps for ever.
+  [[nodiscard]] growth growth_of(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
+                                 std::int32_t in_flight) const noexcept;
 
-  /// What a step needs and whether it is there. Changes nothing that shows.
-  status check(std::span<const step_entry> entries) noexcept;
-  /// Takes the blocks that `num_tokens` tokens behind a sequence's last block need; writes them to its row and, from
-  /// `first_change` on, to the step's table changes. Returns how many.
-  std::int32_t extend(std::uint32_t row, std::int32_t num_tokens, std::int32_t first_change) noexcept;
-  /// Leaves a sequence its first `num_tokens` tokens and releases the blocks behind them.
-  status shrink(std::uint32_t row, std::int32_t num_tokens) noexcept;
+  /// What a step needs. Gives up references of shared tails that it must copy, which undo_planned_copies() puts back.
+  [[nodiscard]] result<block_need> plan_step(std::span<const step_entry> entries) noexcept;
+  void undo_planned_copies() noexcept;
+  void take(std::span<block_id> blocks) noexcept;
+  void make_tail_private(group& in, std::int32_t row) noexcept;
+  void extend(std::int32_t group_index, std::int32_t row, std::int32_t num_tokens) noexcept;
+  [[nodiscard]] bool agrees(const group& in, std::int32_t group_index, std::int32_t row,
+                            const sequence_tokens& content) const noexcept;
+  [[nodiscard]] block_identity parent_of(const group& in, std::int32_t group_index, std::int32_t row,
+                                         const sequence_tokens& content) const noexcept;
+  void publish(std::int32_t group_index, std::int32_t row, const sequence_tokens& content) noexcept;
+  void publish_pending() noexcept;
+  void leave_windows(std::int32_t row, std::int32_t computed) noexcept;
+  void release_row(group& in, std::int32_t row, std::int32_t first, eviction_priority priority) noexcept;
+  void release_blocks(std::span<const block_id> blocks, eviction_priority priority) noexcept;
+  void withdraw(block_id block) noexcept;
+  void withdraw_all(const std::uint64_t* name_space) noexcept;
+  void change_entry(std::int32_t group_index, std::int32_t row, std::int32_t logical_block, block_id block) noexcept;
 
   kv_cache_config config_;
+  std::int32_t key_span_;
+  std::int64_t alignment_;  // least common multiple of the block sizes
+  bool has_windows_ = false;
   block_pool pool_;
-  block_table tables_;
-  std::vector<sequence_state> sequences_;      // [max_sequences]
-  std::vector<std::uint32_t> free_sequences_;  // a stack of rows, never longer than at first
-  std::uint64_t num_steps_ = 0;
-  std::int64_t live_tokens_ = 0;
-  std::int64_t blocks_taken_ = 0;
-  std::int64_t blocks_released_ = 0;
+  mutable std::unique_ptr<prefix_index> index_;  // null without prefix_sharing; mutable for the scratch a hash needs
+  mutable std::vector<group> groups_;            // mutable for the scratch of look_up()
+  std::vector<sequence_state> sequences_;        // [max_sequences]
+  std::vector<std::uint32_t> free_sequences_;    // a stack of rows, never longer than at first
+  std::uint64_t num_calls_ = 0;
+  cache_statistics counts_;  // its running counts
   // What step() hands out.
   std::vector<std::int32_t> query_starts_;  // [max_sequences + 1]
   std::vector<std::int32_t> lengths_;       // [max_sequences]
-  lazy_array<slot_t> slots_;                // [num_blocks * block_size]: more tokens cannot fit
-  lazy_array<table_change> table_changes_;  // [num_blocks]
+  lazy_array<slot_t> slots_;
+  lazy_array<table_change> table_changes_;
+  std::int64_t num_changes_ = 0;
+  std::int64_t num_old_changes_ = 0;   // handed out by the last step; dropped by the next
+  std::vector<planned_copy> planned_;  // [max_sequences * groups] at most
+  std::vector<block_copy> copies_;
+  std::vector<publication> pending_;  // [most_pending] at most
+  std::vector<block_id> released_;    // [widest row]: scratch for blocks around a hole
+  // how_many_fit()'s scratch.
+  mutable std::vector<std::uint32_t> seen_;  // [num_blocks]
+  mutable std::vector<growth> growths_;      // [max_sequences, groups]
+  mutable std::uint32_t next_mark_ = 1;
 };
 
 }  // namespace pagedkv

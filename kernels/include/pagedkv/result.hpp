@@ -33,6 +33,7 @@ struct error {
   std::int64_t value = none;   ///< What was asked for or given.
   std::int64_t limit = none;   ///< What was available or allowed.
   std::int64_t index = none;   ///< Which entry of the call's input; none when it concerns the whole call.
+  std::int64_t held = none;    ///< For out_of_blocks: blocks that will be available once their epochs are retired.
   const char* call = nullptr;  ///< For cuda_failure: the failed call, as text.
   const char* file = nullptr;  ///< For cuda_failure: the source file of the call.
   int line = 0;                ///< For cuda_failure: its line.
@@ -88,10 +89,11 @@ class [[nodiscard]] result {
   std::variant<T, pagedkv::error> state_;
 };
 
+/// Success leaves the error's bytes untouched, so that it costs nothing to return.
 template <>
 class [[nodiscard]] result<void> {
  public:
-  result() noexcept = default;
+  result() noexcept : none_(), ok_(true) {}
   // NOLINTNEXTLINE(google-explicit-constructor)
   result(const pagedkv::error& cause) noexcept : error_(cause), ok_(false) {}
 
@@ -105,8 +107,12 @@ class [[nodiscard]] result<void> {
   [[nodiscard]] const pagedkv::error& error() const noexcept { return assert(!ok_), error_; }
 
  private:
-  pagedkv::error error_;
-  bool ok_ = true;
+  struct nothing {};
+  union {
+    nothing none_;
+    pagedkv::error error_;
+  };
+  bool ok_;
 };
 
 /// The answer of a call that yields nothing but success or an error.

@@ -1,0 +1,423 @@
+// Every predictor says what its mutator then takes.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cache_test.hpp"
+
+#include "seed.hpp"
+
+namespace {
+
+using namespace pagedkv;
+using namespace pagedkv::testing;
+
+/// The first `shared` tokens are prompt()'s, the others are of `which` alone.
+text variant(int which, int shared, int count) {
+  text out = prompt(count);
+  std::iota(out.begin() + shared, out.end(), 1'000 * which);
+  return out;
+}
+
+class admission : public cache_test {
+ protected:
+  static kv_cache_config with_usable_blocks(std::int32_t usable_blocks,
+                                            std::vector<group_config> groups = {{.block_size = 4}}) {
+    return {.num_blocks = usable_blocks + 1,
+            .groups = std::move(groups),
+            .max_sequences = 8,
+            .max_tokens_per_sequence = 128,
+            .prefix_sharing = true,
+            .deferred_release = GetParam()};
+  }
+  static sequence_handle computed(kv_cache& cache, const text& tokens) {
+    const added_sequence added = cache.add({.tokens = tokens}).value();
+    (void)cache.step({{added.sequence, static_cast<std::int32_t>(tokens.size()) - added.num_cached_tokens}}).value();
+    cache.commit(added.sequence, {.tokens = tokens}).value();
+    settle(cache);
+    return added.sequence;
+  }
+};
+
+PAGEDKV_BOTH_RELEASES(admission);
+
+TEST_P(admission, AStepNeedsNewBlocksAndCopies) {
+  kv_cache cache(with_usable_blocks(8));
+  const sequence_handle a = grown(cache, 6);
+  EXPECT_EQ(cache.predict_step(std::vector<step_entry>{{a, 2}}).value(), (block_need{0, 0}));
+  EXPECT_EQ(cache.predict_step(std::vector<step_entry>{{a, 3}}).value(), (block_need{1, 0}));
+  EXPECT_EQ(cache.predict_step(std::vector<step_entry>{{a, 11}}).value(), (block_need{3, 0}));
+  const sequence_handle b = cache.fork(a).value();
+  EXPECT_EQ(cache.predict_step(std::vector<step_entry>{{a, 1}}).value(), (block_need{1, 0}));
+  const std::vector<step_entry> both{{a, 3}, {b, 3}};
+  EXPECT_EQ(cache.predict_step(both).value(), (block_need{3, 0})) << "one copy for two sharers, and a block each";
+  EXPECT_EQ(cache.available_blocks(), 6);
+  (void)cache.step(both).value();
+  EXPECT_EQ(cache.available_blocks(), 3);
+}
+
+TEST_P(admission, AnAddRevivesCachedBlocksAndSharesReferencedOnes) {
+  kv_cache cache(with_usable_blocks(8));
+  const sequence_handle a = computed(cache, prompt(9));
+  const auto live = cache.predict_add({.tokens = prompt(13)}).value();
+  EXPECT_EQ(live.num_cached_tokens, 8);
+  EXPECT_EQ(live.need, (block_need{0, 0})) << "they are referenced: nothing is taken";
+  finish(cache, a);
+  EXPECT_EQ(cache.predict_add({.tokens = prompt(13)}).value().need, (block_need{0, 2}));
+  EXPECT_EQ(cache.available_blocks(), 8);
+  (void)cache.add({.tokens = prompt(13)}).value();
+  EXPECT_EQ(cache.available_blocks(), 6);
+}
+
+TEST_P(admission, BlocksToCompletionCountsCopiesAndWhatIsThere) {
+  kv_cache cache(with_usable_blocks(8));
+  const sequence_handle a = grown(cache, 6);
+  EXPECT_EQ(cache.blocks_to_completion(a, 6).value().new_blocks, 0);
+  EXPECT_EQ(cache.blocks_to_completion(a, 8).value().new_blocks, 0);
+  EXPECT_EQ(cache.blocks_to_completion(a, 17).value().new_blocks, 3);
+  const sequence_handle b = cache.fork(a).value();
+  EXPECT_EQ(cache.blocks_to_completion(b, 6).value().new_blocks, 0) << "nothing is written";
+  EXPECT_EQ(cache.blocks_to_completion(b, 7).value().new_blocks, 1);
+  EXPECT_EQ(cache.blocks_to_completion(b, 17).value().new_blocks, 4);
+  finish(cache, a);
+  EXPECT_EQ(cache.blocks_to_completion(b, 17).value().new_blocks, 3);
+  EXPECT_EQ(cache.blocks_to_completion(a, 17).error().code, errc::stale_sequence);
+  EXPECT_EQ(cache.blocks_to_completion(b, 5).error().code, errc::invalid_argument);
+  EXPECT_EQ(cache.blocks_to_completion(b, 7, 0).error().code, errc::invalid_argument);
+}
+
+TEST_P(admission, AWindowCapsWhatALongPromptNeeds) {
+  struct capped {
+    group_config group;
+    std::int32_t in_flight;
+    std::int32_t cap;  // ceil((window - 1 + in_flight) / block) + 1 + ceil(sinks / block)
+  };
+  const capped cases[] = {{{.block_size = 2, .window = 4}, 1, 3},
+                          {{.block_size = 2, .window = 4}, 5, 5},
+                          {{.block_size = 4, .window = 10}, 1, 4},
+                          {{.block_size = 4, .window = 2}, 1, 2},
+                          {{.block_size = 2, .window = 4, .sink_tokens = 3}, 5, 7},
+                          {{.block_size = 3, .window = 7, .sink_tokens = 4}, 2, 6}};
+  for (const auto& [group, in_flight, cap] : cases) {
+    for (const int short_of : {0, 1}) {
+      kv_cache cache(with_usable_blocks(cap - short_of, {group}));
+      EXPECT_EQ(cache.can_fit_now(128, in_flight), short_of == 0);
+      EXPECT_EQ(cache.can_ever_fit(128, in_flight), short_of == 0);
+      EXPECT_EQ(cache.can_fit_now({.tokens = prompt(128)}, in_flight), short_of == 0);
+      EXPECT_FALSE(cache.can_ever_fit(128)) << "all at once it takes all its blocks";
+      const sequence_handle a = cache.add().value();
+      EXPECT_EQ(cache.blocks_to_completion(a, 128, in_flight).value().new_blocks, cap);
+      EXPECT_EQ(cache.blocks_to_completion(a, 1, in_flight).value().new_blocks, 1) << "a short one needs its own blocks only";
+    }
+  }
+}
+
+TEST_P(admission, OnlyBlocksOfItsOwnComeBackWhenTheyLeaveTheWindow) {
+  kv_cache cache(with_usable_blocks(30, {{.block_size = 1, .window = 4}}));
+  const sequence_handle a = grown(cache, 4);
+  EXPECT_EQ(cache.blocks_to_completion(a, 100, 1).value().new_blocks, 1) << "five, of which it has four";
+  const sequence_handle b = cache.fork(a).value();
+  EXPECT_EQ(cache.blocks_to_completion(b, 100, 1).value().new_blocks, 5) << "what left it is in the other's window";
+  finish(cache, a);
+  EXPECT_EQ(cache.blocks_to_completion(b, 100, 1).value().new_blocks, 1);
+}
+
+TEST_P(admission, ASinkBlockThatIsCopiedIsANewOne) {
+  kv_cache cache(with_usable_blocks(30, {{.block_size = 2, .window = 3, .sink_tokens = 2}}));
+  const sequence_handle a = grown(cache, 1);
+  const sequence_handle b = cache.fork(a).value();
+  EXPECT_EQ(cache.blocks_to_completion(b, 39, 18).value().new_blocks, 12);
+  finish(cache, a);
+  EXPECT_EQ(cache.blocks_to_completion(b, 39, 18).value().new_blocks, 11);
+}
+
+TEST_P(admission, TwoRequestsDoNotBothCountOnOneWindowsBlocks) {
+  const text first = variant(1, 6, 50);
+  const text second = variant(2, 6, 50);
+  const std::vector<sequence_tokens> requests{{.tokens = first}, {.tokens = second}};
+  for (const int usable_blocks : {3, 5}) {
+    kv_cache cache(with_usable_blocks(usable_blocks, {{.block_size = 2, .window = 4}}));
+    finish(cache, computed(cache, prompt(6)));
+    EXPECT_EQ(cache.predict_add({.tokens = first}).value().need, (block_need{0, 2}));
+    EXPECT_EQ(cache.how_many_fit(requests, 1), 1) << "three blocks each";
+  }
+}
+
+TEST_P(admission, TwoRequestsThatShareAWindowsBlocksAreCountedAtTheirWorst) {
+  const text first = variant(1, 6, 50);
+  const text second = variant(2, 6, 50);
+  const std::vector<sequence_tokens> requests{{.tokens = first}, {.tokens = second}};
+  // The two blocks of the hit, and three for each, as if neither had them back from the other: eight. Never too few, however
+  // they take turns.
+  kv_cache tight(with_usable_blocks(7, {{.block_size = 2, .window = 4}}));
+  finish(tight, computed(tight, prompt(6)));
+  EXPECT_EQ(tight.how_many_fit(requests, 1), 1);
+  for (unsigned seed = 0; seed < 50; ++seed) {
+    kv_cache cache(with_usable_blocks(8, {{.block_size = 2, .window = 4}}));
+    finish(cache, computed(cache, prompt(6)));
+    ASSERT_EQ(cache.how_many_fit(requests, 1), 2);
+    std::mt19937 random(seed);
+    sequence_handle sequences[2];
+    for (int i = 0; i < 2; ++i) sequences[i] = cache.add(requests[i]).value().sequence;
+    for (int lengths[] = {6, 6}; lengths[0] < 50 || lengths[1] < 50;) {
+      const bool second_grows = lengths[0] == 50 || (lengths[1] < 50 && random() % 8 < seed % 9);
+      const sequence_handle grows = sequences[second_grows];
+      ASSERT_TRUE(cache.step({{grows, 1}}));
+      cache.commit(grows, {.tokens = requests[second_grows].tokens.first(++lengths[second_grows])}).value();
+      settle(cache);
+    }
+  }
+}
+
+TEST_P(admission, APromptInChunksTakesWhatWasPredictedAndNoMore) {
+  // Of four tokens in blocks of two, five in flight: position 14 sees 11, and 15 is in flight with it: five blocks.
+  kv_cache cache(with_usable_blocks(8, {{.block_size = 2, .window = 4}}));
+  const sequence_handle a = cache.add().value();
+  int most = 0;
+  for (int done = 0; done < 100; done += 5) {
+    (void)cache.step({{a, 5}}).value();
+    most = std::max(most, cache.statistics().referenced_blocks);
+    cache.commit(a, done + 5).value();
+    settle(cache);
+  }
+  EXPECT_EQ(most, 5);
+}
+
+TEST_P(admission, APoolOfExactlyOneRequestServesItAgainAndAgain) {
+  struct request {
+    std::vector<group_config> groups;
+    std::int32_t usable_blocks;
+    std::int32_t num_tokens;
+    std::int32_t in_flight;
+  };
+  const request cases[] = {{{{.block_size = 4}}, 2, 8, 8},
+                           {{{.block_size = 4}}, 25, 100, 7},
+                           {{{.block_size = 2, .window = 4}}, 4, 100, 3},
+                           {{{.block_size = 2, .window = 4, .sink_tokens = 3}}, 6, 100, 3},
+                           {{{.block_size = 2}, {.block_size = 2, .window = 4}}, 54, 100, 3},
+                           {{{.block_size = 2, .window = 4}, {.block_size = 3, .window = 7}}, 8, 100, 3}};
+  for (const auto& [groups, usable_blocks, num_tokens, in_flight] : cases) {
+    EXPECT_FALSE(kv_cache(with_usable_blocks(usable_blocks - 1, groups)).can_ever_fit(num_tokens, in_flight));
+    kv_cache cache(with_usable_blocks(usable_blocks, groups));
+    const text tokens = prompt(num_tokens);
+    for (int round = 0; round < 3; ++round) {
+      ASSERT_TRUE(cache.can_ever_fit(num_tokens, in_flight));
+      ASSERT_TRUE(cache.can_fit_now(num_tokens, in_flight));
+      ASSERT_TRUE(cache.can_fit_now({.tokens = tokens}, in_flight)) << "round " << round;
+      const added_sequence added = cache.add({.tokens = tokens}).value();
+      for (int done = added.num_cached_tokens; done < num_tokens;) {
+        const int chunk = std::min(in_flight, num_tokens - done);
+        const result<step_plan> plan = cache.step({{added.sequence, chunk}});
+        ASSERT_TRUE(plan) << plan.error().message() << " in round " << round;
+        done += chunk;
+        cache.commit(added.sequence, {.tokens = std::span(tokens).first(done)}).value();
+        settle(cache);
+      }
+      finish(cache, added.sequence);
+    }
+  }
+}
+
+TEST_P(admission, HitsThatAreReferencedCostNothing) {
+  kv_cache cache(with_usable_blocks(4));
+  (void)computed(cache, prompt(9));  // one block is left
+  EXPECT_TRUE(cache.can_fit_now({.tokens = prompt(12)}));
+  EXPECT_FALSE(cache.can_fit_now({.tokens = prompt(13)})) << "8 tokens are there, 5 need two blocks";
+  EXPECT_FALSE(cache.can_fit_now({.tokens = variant(1, 0, 5)}));
+  EXPECT_TRUE(cache.can_fit_now({.tokens = variant(1, 0, 4)}));
+}
+
+TEST_P(admission, RevivedBlocksConsumeCapacity) {
+  kv_cache cache(with_usable_blocks(4));
+  finish(cache, computed(cache, prompt(9)));
+  EXPECT_EQ(cache.available_blocks(), 4);
+  EXPECT_TRUE(cache.can_fit_now({.tokens = prompt(16)})) << "two revived, two new";
+  EXPECT_FALSE(cache.can_fit_now({.tokens = prompt(17)}));
+}
+
+TEST_P(admission, TheWatermarkIsLeftUnlessNothingRuns) {
+  kv_cache_config config = with_usable_blocks(8);
+  config.watermark_blocks = 2;
+  kv_cache cache(config);
+  EXPECT_TRUE(cache.can_fit_now({.tokens = prompt(32)}));
+  (void)computed(cache, prompt(9));  // 5 left
+  EXPECT_TRUE(cache.can_fit_now({.tokens = variant(1, 0, 12)}));
+  EXPECT_FALSE(cache.can_fit_now({.tokens = variant(1, 0, 13)}));
+  EXPECT_TRUE(cache.can_fit_now({.tokens = variant(1, 8, 20)})) << "two of its blocks are there";
+  EXPECT_FALSE(cache.can_fit_now({.tokens = variant(1, 8, 21)}));
+  EXPECT_TRUE(cache.can_fit_now(12));
+  EXPECT_FALSE(cache.can_fit_now(13));
+}
+
+/// As many as how_many_fit() says do fit, and the next does not.
+void expect_fit(kv_cache& cache, const std::vector<text>& prompts, int expected) {
+  std::vector<sequence_tokens> requests;
+  for (const text& tokens : prompts) requests.push_back({.tokens = tokens});
+  ASSERT_EQ(cache.how_many_fit(requests), expected);
+  for (int i = 0; i < expected; ++i) {
+    const added_sequence added = cache.add(requests[i]).value();
+    const auto rest = static_cast<std::int32_t>(prompts[i].size()) - added.num_cached_tokens;
+    ASSERT_TRUE(cache.step({{added.sequence, rest}})) << "request " << i;
+  }
+  cache.validate().value();
+}
+
+TEST_P(admission, RequestsThatShareAPrefixFitTogether) {
+  std::vector<text> prompts;
+  for (int which = 1; which <= 8; ++which) prompts.push_back(variant(which, 8, 12));
+  kv_cache cold(with_usable_blocks(8));
+  expect_fit(cold, prompts, 2);
+  EXPECT_EQ(cold.available_blocks(), 2);
+  kv_cache warm(with_usable_blocks(8));
+  finish(warm, computed(warm, prompt(9)));
+  expect_fit(warm, prompts, 6);  // the first revives two blocks, and each takes one
+  EXPECT_EQ(warm.available_blocks(), 0);
+}
+
+TEST_P(admission, HowManyFitEndsAtTheFirstThatDoesNot) {
+  kv_cache cache(with_usable_blocks(8));
+  const text one = prompt(4);
+  const text nine = variant(1, 0, 36);
+  EXPECT_EQ(cache.how_many_fit(std::vector<sequence_tokens>{{.tokens = one}, {.tokens = nine}, {.tokens = one}}), 1);
+  EXPECT_EQ(cache.how_many_fit(std::vector<sequence_tokens>{{.tokens = one}, {}, {.tokens = one}}), 1) << "no tokens";
+  const keys wrong(2);
+  EXPECT_EQ(cache.how_many_fit(std::vector<sequence_tokens>{{.tokens = one, .extra_keys = wrong}}), 0);
+  EXPECT_EQ(cache.how_many_fit(std::vector<sequence_tokens>(8, {.tokens = one})), 8);
+  EXPECT_EQ(cache.how_many_fit(std::vector<sequence_tokens>(9, {.tokens = one})), 8);
+  EXPECT_EQ(cache.how_many_fit(std::vector<sequence_tokens>{{.tokens = one}}, 0), 0) << "nothing in flight";
+  EXPECT_EQ(cache.how_many_fit({}), 0);
+}
+
+TEST_P(admission, HowManyFitCountsSequencesAndTheWatermark) {
+  kv_cache_config config = with_usable_blocks(8);
+  config.max_sequences = 2;
+  kv_cache two(config);
+  const text one = prompt(4);
+  EXPECT_EQ(two.how_many_fit(std::vector<sequence_tokens>(3, {.tokens = one})), 2);
+
+  const text three = prompt(12);
+  for (const auto& [watermark, expected] : {std::pair{2, 2}, std::pair{3, 1}, std::pair{8, 1}}) {
+    config.watermark_blocks = watermark;
+    EXPECT_EQ(kv_cache(config).how_many_fit(std::vector<sequence_tokens>(2, {.tokens = three})), expected) << watermark;
+  }
+}
+
+TEST_P(admission, WhatAddWouldRefuseDoesNotFit) {
+  kv_cache cache(with_usable_blocks(64));
+  EXPECT_FALSE(cache.can_fit_now({}));
+  EXPECT_FALSE(cache.can_fit_now({.tokens = prompt(129)}));
+  EXPECT_FALSE(cache.can_fit_now({.tokens = prompt(8), .extra_keys = keys(1)}));
+  EXPECT_FALSE(cache.can_fit_now({.tokens = prompt(8)}, 0));
+  EXPECT_FALSE(cache.can_fit_now(0));
+  EXPECT_FALSE(cache.can_fit_now(-1));
+  EXPECT_FALSE(cache.can_fit_now(8, 0));
+  EXPECT_FALSE(cache.can_ever_fit(8, 0));
+  EXPECT_TRUE(cache.can_fit_now({.tokens = prompt(128)}));
+  for (int i = 0; i < 8; ++i) (void)cache.add().value();
+  EXPECT_FALSE(cache.can_fit_now({.tokens = prompt(8)}));
+}
+
+TEST_P(admission, PredictorsChangeNothing) {
+  kv_cache cache(with_usable_blocks(8));
+  finish(cache, computed(cache, prompt(9)));
+  const sequence_handle a = computed(cache, variant(1, 4, 7));
+  const sequence_handle b = cache.fork(a).value();
+  const std::string before = cache.dump_json();
+  (void)cache.predict_add({.tokens = prompt(16)}).value();
+  (void)cache.predict_step(std::vector<step_entry>{{a, 9}, {b, 9}}).value();
+  EXPECT_FALSE(cache.predict_step(std::vector<step_entry>{{a, 9}, {b, 0}}));
+  (void)cache.blocks_to_completion(a, 100).value();
+  (void)cache.can_fit_now({.tokens = prompt(32)});
+  EXPECT_EQ(cache.dump_json(), before);
+  EXPECT_EQ(table_of(cache, b), table_of(cache, a));
+  cache.validate().value();
+}
+
+TEST_P(admission, PredictorsRefuseWhatTheirMutatorsDo) {
+  kv_cache cache(with_usable_blocks(8));
+  const sequence_handle a = grown(cache, 6);
+  const sequence_handle gone = grown(cache, 6);
+  finish(cache, gone);
+  const std::vector<std::vector<step_entry>> cases{{{gone, 1}}, {{a, 1}, {gone, 1}}, {{a, 0}}, {{a, 1}, {a, 1}}, {{a, 123}}};
+  for (const std::vector<step_entry>& entries : cases) {
+    const error predicted = cache.predict_step(entries).error();
+    const error is = cache.step(entries).error();
+    EXPECT_EQ(predicted.code, is.code);
+    EXPECT_EQ(predicted.index, is.index);
+  }
+}
+
+/// Whatever happened before: what is predicted is what is taken.
+TEST_P(admission, EveryPredictionComesTrue) {
+  const std::uint64_t seed = pagedkv::testing::seed_or(4);
+  SCOPED_TRACE(pagedkv::testing::replay_hint(seed));
+  std::mt19937_64 random(seed);
+  const auto pick = [&](std::size_t bound) { return static_cast<int>(random() % bound); };
+  for (const auto& groups : {std::vector<group_config>{{.block_size = 4}},
+                             std::vector<group_config>{{.block_size = 2}, {.block_size = 3, .window = 5, .sink_tokens = 2}}}) {
+    kv_cache cache(with_usable_blocks(80, groups));
+    std::vector<std::pair<sequence_handle, text>> live;
+    int fitted = 0;
+    int refused = 0;
+    for (int round = 0; round < 20'000; ++round) {
+      const int before = cache.available_blocks();
+      const int choice = pick(8);
+      if (live.empty() || choice == 0) {
+        text tokens = variant(pick(3) + 1, pick(20), 20 + pick(20));
+        const bool fits = cache.can_fit_now({.tokens = tokens});
+        const auto predicted = cache.predict_add({.tokens = tokens});
+        const auto added = cache.add({.tokens = tokens});
+        ASSERT_EQ(predicted.has_value(), added.has_value());
+        if (!added) continue;
+        ASSERT_EQ(predicted->num_cached_tokens, added->num_cached_tokens);
+        ASSERT_EQ(before - cache.available_blocks(), predicted->need.total());
+        const std::vector<step_entry> rest{
+            {added->sequence, static_cast<std::int32_t>(tokens.size()) - added->num_cached_tokens}};
+        ASSERT_EQ(cache.blocks_to_completion(added->sequence, static_cast<std::int32_t>(tokens.size())).value(),
+                  cache.predict_step(rest).value());
+        ASSERT_EQ(cache.step(rest).has_value(), fits) << "round " << round;
+        ++(fits ? fitted : refused);
+        live.emplace_back(added->sequence, std::move(tokens));
+      } else if (choice <= 4) {
+        const auto& [sequence, tokens] = live[pick(live.size())];
+        const std::vector<step_entry> entries{{sequence, 1 + pick(6)}};
+        const auto predicted = cache.predict_step(entries);
+        const auto plan = cache.step(entries);
+        ASSERT_EQ(plan.has_value(), predicted.has_value() && predicted->total() <= before);
+        ASSERT_EQ(before - cache.available_blocks(), plan ? predicted->total() : 0);
+        if (!plan && predicted) {
+          ASSERT_EQ(plan.error().value, predicted->total());
+        }
+      } else if (choice == 5) {
+        auto& [sequence, tokens] = live[pick(live.size())];
+        const int length = cache.length(sequence).value();
+        while (static_cast<int>(tokens.size()) < length) tokens.push_back(pick(2));
+        cache.commit(sequence, {.tokens = std::span(tokens).first(length)}).value();
+      } else if (choice == 6) {
+        auto& [parent, tokens] = live[pick(live.size())];
+        // What the parent's blocks hold is the same for both.
+        while (static_cast<int>(tokens.size()) < cache.length(parent).value()) tokens.push_back(pick(2));
+        if (const auto child = cache.fork(parent)) {
+          ASSERT_EQ(cache.available_blocks(), before);
+          text same = tokens;
+          live.emplace_back(*child, std::move(same));
+        }
+      } else {
+        const int at = pick(live.size());
+        cache.release(live[at].first).value();
+        live.erase(live.begin() + at);
+      }
+      settle(cache);
+    }
+    EXPECT_GT(fitted, 100);
+    EXPECT_GT(refused, 100);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,392 @@
+// What is found, when it can be found, and what becomes of blocks that hold the same.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cache_test.hpp"
+
+namespace {
+
+using namespace pagedkv;
+using namespace pagedkv::testing;
+
+const kv_cache_config twelve_blocks_of_four{
+    .num_blocks = 13, .groups = {{.block_size = 4}}, .max_sequences = 4, .max_tokens_per_sequence = 32, .prefix_sharing = true};
+
+text other(int count) { return prompt(count, 1'001); }
+
+class prefix_sharing : public cache_test {
+ protected:
+  static kv_cache make(kv_cache_config config = twelve_blocks_of_four) {
+    config.deferred_release = GetParam();
+    return kv_cache(config);
+  }
+  static sequence_handle scheduled(kv_cache& cache, const sequence_tokens& content) {
+    const added_sequence added = cache.add(content).value();
+    (void)cache.step({{added.sequence, static_cast<std::int32_t>(content.tokens.size()) - added.num_cached_tokens}}).value();
+    return added.sequence;
+  }
+  static void commit(kv_cache& cache, sequence_handle sequence, const sequence_tokens& content) {
+    cache.commit(sequence, content).value();
+    settle(cache);
+  }
+  static sequence_handle computed(kv_cache& cache, const sequence_tokens& content) {
+    const sequence_handle sequence = scheduled(cache, content);
+    commit(cache, sequence, content);
+    return sequence;
+  }
+  static int found(const kv_cache& cache, const sequence_tokens& content) {
+    return cache.predict_add(content).value().num_cached_tokens;
+  }
+};
+
+PAGEDKV_BOTH_RELEASES(prefix_sharing);
+
+std::vector<table_change> changes_of(const step_plan& plan) { return {plan.table_changes.begin(), plan.table_changes.end()}; }
+
+TEST_P(prefix_sharing, AHitLeavesAtLeastOneTokenAndIsRoundedDownToBlocks) {
+  kv_cache cache = make();
+  finish(cache, computed(cache, {.tokens = prompt(12)}));
+  const std::pair<int, int> cases[] = {{1, 0}, {3, 0}, {4, 0}, {5, 4}, {7, 4}, {8, 4}, {9, 8}, {12, 8}, {13, 12}, {20, 12}};
+  for (const auto& [num_tokens, expected] : cases) {
+    EXPECT_EQ(found(cache, {.tokens = prompt(num_tokens)}), expected) << num_tokens << " tokens";
+    const added_sequence added = cache.add({.tokens = prompt(num_tokens)}).value();
+    EXPECT_EQ(added.num_cached_tokens, expected) << num_tokens << " tokens";
+    EXPECT_EQ(cache.length(added.sequence).value(), expected);
+    EXPECT_EQ(cache.computed_length(added.sequence).value(), expected);
+    ids blocks(expected / 4);
+    std::iota(blocks.begin(), blocks.end(), 1);
+    EXPECT_EQ(table_of(cache, added.sequence), blocks);
+    finish(cache, added.sequence);
+  }
+}
+
+TEST_P(prefix_sharing, APromptOfWholeBlocksComputesItsLastOneAgain) {
+  kv_cache cache = make();
+  finish(cache, computed(cache, {.tokens = prompt(8)}));  // blocks 1 2
+  const added_sequence again = cache.add({.tokens = prompt(8)}).value();
+  EXPECT_EQ(again.num_cached_tokens, 4);
+  (void)cache.step({{again.sequence, 4}}).value();
+  EXPECT_EQ(table_of(cache, again.sequence), (ids{1, 3})) << "free blocks are taken before cached ones";
+  commit(cache, again.sequence, {.tokens = prompt(8)});
+  EXPECT_EQ(table_of(cache, again.sequence), (ids{1, 2})) << "block 3 held what block 2 holds";
+  EXPECT_EQ(cache.statistics().free_blocks, 10);
+}
+
+TEST_P(prefix_sharing, NamespacesShareNothing) {
+  kv_cache cache = make();
+  finish(cache, computed(cache, {.tokens = prompt(9), .name_space = 7}));
+  EXPECT_EQ(found(cache, {.tokens = prompt(9), .name_space = 7}), 8);
+  EXPECT_EQ(found(cache, {.tokens = prompt(9), .name_space = 8}), 0);
+  EXPECT_EQ(found(cache, {.tokens = prompt(9)}), 0);
+}
+
+TEST_P(prefix_sharing, AnExtraKeyDividesFromItsBlockOn) {
+  kv_cache cache = make();
+  EXPECT_EQ(cache.key_span(), 4);
+  finish(cache, computed(cache, {.tokens = prompt(13), .extra_keys = keys{0, 7, 0, 0}}));
+  EXPECT_EQ(found(cache, {.tokens = prompt(13), .extra_keys = keys{0, 7, 0, 0}}), 12);
+  EXPECT_EQ(found(cache, {.tokens = prompt(13), .extra_keys = keys{0, 7, 0, 9}}), 12) << "of the block begun";
+  EXPECT_EQ(found(cache, {.tokens = prompt(13), .extra_keys = keys{0, 7, 9, 0}}), 8);
+  EXPECT_EQ(found(cache, {.tokens = prompt(13), .extra_keys = keys{0, 8, 0, 0}}), 4);
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 4);
+  EXPECT_EQ(found(cache, {.tokens = prompt(13), .extra_keys = keys{7, 7, 0, 0}}), 0);
+}
+
+TEST_P(prefix_sharing, ExtraKeysOfZeroAreNone) {
+  kv_cache cache = make();
+  finish(cache, computed(cache, {.tokens = prompt(9)}));
+  EXPECT_EQ(found(cache, {.tokens = prompt(9), .extra_keys = keys{0, 0, 0}}), 8);
+}
+
+TEST_P(prefix_sharing, OneOtherTokenIsOtherContent) {
+  kv_cache cache = make();
+  finish(cache, computed(cache, {.tokens = prompt(13)}));
+  for (const int position : {0, 3, 4, 7, 8, 11}) {
+    text changed = prompt(13);
+    changed[position] = -1;
+    EXPECT_EQ(found(cache, {.tokens = changed}), position / 4 * 4) << "token " << position;
+  }
+}
+
+TEST_P(prefix_sharing, ABlockIsFoundWhenAllItsTokensAreCommitted) {
+  kv_cache cache = make();
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(12)});
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 0);
+  commit(cache, a, {.tokens = prompt(3)});
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 0);
+  commit(cache, a, {.tokens = prompt(6)});
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 4);
+  commit(cache, a, {.tokens = prompt(12)});
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 12);
+}
+
+TEST_P(prefix_sharing, DraftTokensAreNeverFound) {
+  kv_cache cache = make();
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(12)});
+  commit(cache, a, {.tokens = prompt(5)});  // the other 7 were drafts that the model refused
+  cache.truncate(a, 5).value();
+  (void)cache.step({{a, 7}}).value();
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 4);
+  finish(cache, a);
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 4);
+  EXPECT_EQ(cache.statistics().cached_blocks, 1);
+}
+
+TEST_P(prefix_sharing, GeneratedTokensAreFoundInTheNextTurn) {
+  kv_cache cache = make();
+  const sequence_handle a = computed(cache, {.tokens = prompt(5)});
+  for (int length = 6; length <= 9; ++length) {
+    (void)cache.step({{a, 1}}).value();
+    commit(cache, a, {.tokens = prompt(length)});
+  }
+  finish(cache, a);
+  EXPECT_EQ(found(cache, {.tokens = prompt(14)}), 8);
+}
+
+TEST_P(prefix_sharing, SequencesThatLiveShareTheirBlocks) {
+  kv_cache cache = make();
+  const sequence_handle a = computed(cache, {.tokens = prompt(9)});
+  const added_sequence b = cache.add({.tokens = prompt(10)}).value();
+  EXPECT_EQ(table_of(cache, b.sequence), (ids{1, 2}));
+  EXPECT_EQ(cache.statistics().referenced_blocks, 3);
+  finish(cache, a);
+  EXPECT_EQ(cache.statistics().referenced_blocks, 2);
+  (void)cache.step({{b.sequence, 2}}).value();
+  EXPECT_EQ(table_of(cache, b.sequence), (ids{1, 2, 3}));
+}
+
+TEST_P(prefix_sharing, DuplicatesMergeAtCommit) {
+  kv_cache cache = make();
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(9)});
+  const sequence_handle b = scheduled(cache, {.tokens = prompt(9)});
+  EXPECT_EQ(table_of(cache, b), (ids{4, 5, 6}));
+  commit(cache, a, {.tokens = prompt(9)});
+  commit(cache, b, {.tokens = prompt(9)});
+  EXPECT_EQ(table_of(cache, a), (ids{1, 2, 3}));
+  EXPECT_EQ(table_of(cache, b), (ids{1, 2, 6}));
+  EXPECT_EQ(cache.statistics().referenced_blocks, 4);
+  EXPECT_EQ(cache.statistics().free_blocks, 8) << "4 and 5 are of no use any more";
+
+  // The device hears of it with the next step, ahead of what that step changes.
+  const step_plan next = cache.step({{b, 4}}).value();
+  EXPECT_EQ(next.slots.front(), 6 * 4 + 1);
+  const std::vector<table_change> changes = changes_of(next);
+  ASSERT_EQ(changes.size(), 3U);
+  EXPECT_EQ(changes[0], (table_change{0, static_cast<int>(b.index), 0, block_id{1}}));
+  EXPECT_EQ(changes[1], (table_change{0, static_cast<int>(b.index), 1, block_id{2}}));
+  EXPECT_EQ(changes[2].logical_block, 3);
+  EXPECT_TRUE(changes_of(cache.step({{a, 1}}).value()).empty()) << "once";
+}
+
+TEST_P(prefix_sharing, WithMergingOffDuplicatesStay) {
+  kv_cache_config config = twelve_blocks_of_four;
+  config.merge_duplicates = false;
+  kv_cache cache = make(config);
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(9)});
+  const sequence_handle b = scheduled(cache, {.tokens = prompt(9)});
+  commit(cache, a, {.tokens = prompt(9)});
+  commit(cache, b, {.tokens = prompt(9)});
+  EXPECT_EQ(table_of(cache, b), (ids{4, 5, 6}));
+  EXPECT_TRUE(changes_of(cache.step({{b, 1}}).value()).empty());
+  finish(cache, b);
+  EXPECT_EQ(cache.statistics().cached_blocks, 0) << "4 and 5 are not kept beside 1 and 2";
+  EXPECT_EQ(cache.statistics().free_blocks, 9);
+  finish(cache, a);
+  EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(9)}).value().sequence), (ids{1, 2}));
+}
+
+TEST_P(prefix_sharing, AKeptDuplicateIsIndexedWhenItsTwinIsGone) {
+  kv_cache_config config = twelve_blocks_of_four;
+  config.num_blocks = 7;
+  config.merge_duplicates = false;
+  kv_cache cache = make(config);
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(9)});  // 1 2 3
+  const sequence_handle b = scheduled(cache, {.tokens = prompt(9)});  // 4 5 6
+  commit(cache, a, {.tokens = prompt(9)});
+  commit(cache, b, {.tokens = prompt(9)});
+  finish(cache, a);
+  EXPECT_EQ(table_of(cache, scheduled(cache, {.tokens = other(12)})), (ids{3, 2, 1})) << "1 and 2 are evicted";
+  EXPECT_EQ(found(cache, {.tokens = prompt(9)}), 0) << "only at release";
+  finish(cache, b);
+  EXPECT_EQ(cache.statistics().cached_blocks, 2);
+  EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(9)}).value().sequence), (ids{4, 5}));
+}
+
+TEST_P(prefix_sharing, HitsAreProtectedBeforeAnythingIsEvicted) {
+  kv_cache_config config = twelve_blocks_of_four;
+  config.num_blocks = 6;
+  kv_cache cache = make(config);
+  finish(cache, computed(cache, {.tokens = prompt(9)}));  // blocks 1 2 3, of which 2 and 1 would be evicted first
+  finish(cache, computed(cache, {.tokens = other(5)}));   // blocks 3 4, of which 3 is cached
+  const added_sequence b = cache.add({.tokens = prompt(20)}).value();
+  EXPECT_EQ(b.num_cached_tokens, 8);
+  (void)cache.step({{b.sequence, 12}}).value();
+  EXPECT_EQ(table_of(cache, b.sequence), (ids{1, 2, 4, 5, 3}));
+}
+
+TEST_P(prefix_sharing, CommitReadsOnlyTheBlocksItFills) {
+  kv_cache cache = make();
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(13)});
+  commit(cache, a, {.tokens = prompt(8)});
+  text unread = prompt(13);
+  std::fill_n(unread.begin(), 4, -1);
+  commit(cache, a, {.tokens = std::span(unread).first(12)});
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 12);
+  EXPECT_EQ(found(cache, {.tokens = unread}), 0);
+  std::fill_n(unread.begin(), 12, -1);
+  commit(cache, a, {.tokens = unread});  // fills no block
+  EXPECT_EQ(cache.computed_length(a).value(), 13);
+}
+
+TEST_P(prefix_sharing, ACommitThatIsRefusedChangesNothing) {
+  kv_cache cache = make();
+  const sequence_handle gone = cache.add().value();
+  finish(cache, gone);
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(13), .name_space = 5});
+  commit(cache, a, {.tokens = prompt(8), .name_space = 5});
+  const std::string before = cache.dump_json();
+  const auto refused = [&](sequence_handle sequence, const sequence_tokens& content) {
+    const status answer = cache.commit(sequence, content);
+    EXPECT_FALSE(answer);
+    EXPECT_EQ(cache.dump_json(), before);
+    EXPECT_EQ(found(cache, {.tokens = prompt(13), .name_space = 5}), 8);
+    cache.validate().value();
+    return answer ? errc::corrupted : answer.error().code;
+  };
+  const errc argument = errc::invalid_argument;
+  EXPECT_EQ(refused(gone, {.tokens = prompt(8)}), errc::stale_sequence);
+  EXPECT_EQ(refused(a, {.tokens = prompt(7), .name_space = 5}), argument) << "fewer than were committed";
+  EXPECT_EQ(refused(a, {.tokens = prompt(14), .name_space = 5}), argument) << "more than it holds";
+  EXPECT_EQ(refused(a, {.tokens = prompt(12), .name_space = 6}), argument) << "another namespace";
+  EXPECT_EQ(refused(a, {.tokens = prompt(12)}), argument) << "another namespace";
+  EXPECT_EQ(refused(a, {.tokens = prompt(12), .name_space = 5, .extra_keys = keys{1, 2}}), argument);
+  EXPECT_EQ(refused(a, {.tokens = prompt(12), .name_space = 5, .extra_keys = keys{1, 2, 3, 4}}), argument);
+  text contradicting = prompt(12);
+  contradicting[5] = -1;
+  EXPECT_EQ(refused(a, {.tokens = contradicting, .name_space = 5}), argument) << "behind tokens that differ";
+  EXPECT_EQ(refused(a, {.tokens = std::span(contradicting).first(8), .name_space = 5}), argument) << "no token added";
+  EXPECT_EQ(cache.commit(a, 7).error().code, argument);
+  EXPECT_EQ(cache.commit(a, 14).error().code, argument);
+  EXPECT_EQ(cache.commit(gone, 0).error().code, errc::stale_sequence);
+  EXPECT_EQ(cache.dump_json(), before);
+  commit(cache, a, {.tokens = prompt(12), .name_space = 5});
+  EXPECT_EQ(found(cache, {.tokens = prompt(13), .name_space = 5}), 12);
+}
+
+TEST_P(prefix_sharing, ACommitOfManyIsAllOrNothing) {
+  kv_cache cache = make();
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(9)});
+  const sequence_handle b = scheduled(cache, {.tokens = other(9)});
+  const text p = prompt(9);
+  const text q = other(10);
+  const std::string before = cache.dump_json();
+  const auto refused = [&](const std::vector<commit_entry>& entries) {
+    const error cause = cache.commit(entries).error();
+    EXPECT_EQ(cache.dump_json(), before);
+    EXPECT_EQ(cause.index, 1);
+    cache.validate().value();
+    return cause.code;
+  };
+  EXPECT_EQ(refused({{a, {.tokens = p}}, {b, {.tokens = q}}}), errc::invalid_argument) << "more than b holds";
+  EXPECT_EQ(refused({{a, {.tokens = p}}, {a, {.tokens = p}}}), errc::invalid_argument) << "twice";
+  EXPECT_EQ(refused({{a, {.tokens = p}}, {sequence_handle{}, {.tokens = p}}}), errc::stale_sequence);
+  cache.commit(std::vector<commit_entry>{{a, {.tokens = p}}, {b, {.tokens = std::span(q).first(9)}}}).value();
+  EXPECT_EQ(found(cache, {.tokens = p}), 8);
+  EXPECT_EQ(found(cache, {.tokens = q}), 8);
+  cache.commit(std::span<const commit_entry>()).value();
+  cache.validate().value();
+}
+
+TEST_P(prefix_sharing, DuplicatesOfOneCommitMerge) {
+  kv_cache cache = make();
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(9)});
+  const sequence_handle b = scheduled(cache, {.tokens = prompt(9)});
+  const text p = prompt(9);
+  cache.commit(std::vector<commit_entry>{{b, {.tokens = p}}, {a, {.tokens = p}}}).value();
+  settle(cache);
+  EXPECT_EQ(table_of(cache, b), (ids{4, 5, 6})) << "the first of the call is kept";
+  EXPECT_EQ(table_of(cache, a), (ids{4, 5, 3}));
+  EXPECT_EQ(cache.statistics().free_blocks, 8);
+}
+
+TEST_P(prefix_sharing, ManyBlocksCommittedTogetherAreThoseCommittedApart) {
+  kv_cache_config config = twelve_blocks_of_four;
+  config.num_blocks = 400;
+  config.max_sequences = 5;
+  config.max_tokens_per_sequence = 400;
+  config.hash_seed = 1;
+  kv_cache together = make(config);
+  kv_cache apart = make(config);
+  const text texts[] = {prompt(300), prompt(250), other(333), prompt(333)};
+  std::vector<commit_entry> entries;
+  for (const text& tokens : texts) {
+    const sequence_handle sequence = scheduled(together, {.tokens = tokens});
+    ASSERT_EQ(scheduled(apart, {.tokens = tokens}), sequence);
+    entries.push_back({sequence, {.tokens = tokens}});
+  }
+  together.commit(entries).value();
+  for (const commit_entry& entry : entries) apart.commit(entry.sequence, entry.content).value();
+  settle(together);
+  settle(apart);
+  EXPECT_EQ(together.dump_json(), apart.dump_json());
+  EXPECT_EQ(found(together, {.tokens = prompt(333)}), 332);
+}
+
+TEST_P(prefix_sharing, AContradictionOfAHitIsRefusedToo) {
+  kv_cache cache = make();
+  finish(cache, computed(cache, {.tokens = prompt(9)}));
+  const sequence_handle b = scheduled(cache, {.tokens = prompt(12)});
+  text contradicting = prompt(12);
+  contradicting[7] = -1;  // of block 2, which the sequence found
+  EXPECT_EQ(cache.commit(b, {.tokens = contradicting}).error().code, errc::invalid_argument);
+  commit(cache, b, {.tokens = prompt(12)});
+}
+
+TEST_P(prefix_sharing, AnAddThatIsRefusedChangesNothing) {
+  kv_cache cache = make();
+  const sequence_handle a = computed(cache, {.tokens = prompt(9)});
+  std::string before = cache.dump_json();
+  const auto refused = [&](const sequence_tokens& content) {
+    const result<added_sequence> answer = cache.add(content);
+    EXPECT_FALSE(answer);
+    EXPECT_EQ(cache.predict_add(content).error().code, answer.error().code);
+    EXPECT_EQ(cache.dump_json(), before);
+    return answer.error().code;
+  };
+  EXPECT_EQ(refused({}), errc::invalid_argument) << "no tokens";
+  EXPECT_EQ(refused({.tokens = prompt(33)}), errc::invalid_argument);
+  EXPECT_EQ(refused({.tokens = prompt(9), .extra_keys = keys{1, 2}}), errc::invalid_argument);
+  EXPECT_EQ(refused({.tokens = prompt(8), .extra_keys = keys{1, 2, 3}}), errc::invalid_argument);
+  for (int i = 0; i < 3; ++i) (void)cache.add().value();
+  before = cache.dump_json();
+  EXPECT_EQ(refused({.tokens = prompt(9)}), errc::out_of_sequences);
+  finish(cache, a);
+  EXPECT_EQ(cache.add({.tokens = prompt(9)}).value().num_cached_tokens, 8);
+}
+
+TEST_P(prefix_sharing, WhatIsCommittedWithoutTokensIsNotFoundNorWhatFollowsIt) {
+  kv_cache cache = make();
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(13)});
+  commit(cache, a, {.tokens = prompt(4)});
+  cache.commit(a, 8).value();
+  EXPECT_EQ(cache.computed_length(a).value(), 8);
+  commit(cache, a, {.tokens = prompt(12)});
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 4);
+}
+
+TEST_P(prefix_sharing, WithoutPrefixSharingNothingIsFound) {
+  kv_cache_config config = twelve_blocks_of_four;
+  config.prefix_sharing = false;
+  kv_cache cache = make(config);
+  finish(cache, computed(cache, {.tokens = prompt(9)}));
+  EXPECT_EQ(cache.statistics().free_blocks, 12);
+  EXPECT_EQ(cache.add({.tokens = prompt(9)}).value().num_cached_tokens, 0);
+}
+
+}  // namespace
