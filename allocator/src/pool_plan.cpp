@@ -120,8 +120,11 @@ std::string pool_plan::explain(std::optional<std::int64_t> max_model_len) const 
   const kv_shape& shape = layout_.shape();
   const std::int64_t block_size = shape.block_size;
   std::string out = line("layout", layout_.describe());
-  out += line("token", text("%d layers x 2 (K, V) x %d heads x %d x %d B = %s B", shape.num_layers, shape.num_kv_heads,
-                            shape.head_dim, static_cast<int>(bytes_of(shape.type)), grouped(layout_.token_bytes()).c_str()));
+  const std::string elements = shape.value_dim == 0
+                                   ? text("2 (K, V) x %d heads x %d", shape.num_kv_heads, shape.head_dim)
+                                   : text("%d heads x (%d + %d)", shape.num_kv_heads, shape.head_dim, shape.value_dim);
+  out += line("token", text("%d layers x %s x %d B = %s B", shape.num_layers, elements.c_str(),
+                            static_cast<int>(bytes_of(shape.type)), grouped(layout_.token_bytes()).c_str()));
   out += line("block", text("%s tokens x %s B = %s B", grouped(block_size).c_str(), grouped(layout_.token_bytes()).c_str(),
                             grouped(layout_.block_bytes()).c_str()));
   if (memory_) {

@@ -127,4 +127,10 @@ TEST(PoolPlan, ExplainsWhatCanBeCheckedByHand) {
   EXPECT_NE(pool_plan::of_blocks(codegeex4(16), 4).explain(1'000).find("NONE fits"), std::string::npos);
 }
 
+TEST(PoolPlan, ExplainsALatentCache) {
+  const kv_layout latent(kv_shape::latent(61, 512, 64, 64, dtype::bf16));
+  const std::string text = pool_plan::of_blocks(latent, 10).explain();
+  EXPECT_NE(text.find("61 layers x 1 heads x (512 + 64) x 2 B = 70,272 B"), std::string::npos) << text;
+}
+
 }  // namespace
