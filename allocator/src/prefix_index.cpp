@@ -9,6 +9,7 @@
 #include <cstring>
 #include <random>
 
+// NOLINTNEXTLINE(readability-identifier-naming): xxHash's name
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -27,10 +28,11 @@ constexpr block_id not_found{-1};
 /// Look-ups are random, so a large index spends much of its time on translating addresses; huge pages take that away. A wish:
 /// where the system does not grant it nothing changes.
 void prefer_huge_pages(void* memory, std::int64_t num_bytes) noexcept {
-  const std::uintptr_t page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + page - 1) / page * page;
-  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(memory) + static_cast<std::uintptr_t>(num_bytes)) / page * page;
-  if (last > first) (void)::madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  const std::int64_t page = ::sysconf(_SC_PAGESIZE);
+  const auto before = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory) % page);
+  const std::int64_t skipped = (page - before) % page;  // advice goes to whole pages
+  const std::int64_t whole = (num_bytes - skipped) / page * page;
+  if (whole > 0) (void)::madvise(static_cast<std::byte*>(memory) + skipped, whole, MADV_HUGEPAGE);
 }
 
 }  // namespace

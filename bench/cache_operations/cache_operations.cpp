@@ -16,6 +16,7 @@
 
 #include <pagedkv/kv_cache.hpp>
 
+// NOLINTNEXTLINE(readability-identifier-naming): xxHash's name
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -287,7 +288,7 @@ void prefix_match_floor(benchmark::State& state) {
       std::uint64_t sum = 0;
       for (std::int32_t first = 0; first < prompt_blocks; first += 32) {
         for (std::int32_t k = first; k < first + 32; ++k) {
-          parent = XXH3_128bits_withSeed(&tokens[k * block_size], 64, parent.low64 ^ parent.high64);
+          parent = XXH3_128bits_withSeed(&tokens[std::int64_t{k} * block_size], 64, parent.low64 ^ parent.high64);
           at[k] = static_cast<std::uint32_t>(parent.low64) & (small_pool - 1);
           __builtin_prefetch(&table[at[k]]);
         }
@@ -340,7 +341,7 @@ void prefill_full_cache(benchmark::State& state) {
   std::vector<std::int32_t> tokens = random_tokens(prompt_tokens, 99);
   std::int32_t fresh = 1 << 20;
   for (auto _ : state) {
-    for (std::int32_t k = 0; k < prompt_blocks; ++k) tokens[k * block_size] = fresh++;
+    for (std::int32_t k = 0; k < prompt_blocks; ++k) tokens[std::int64_t{k} * block_size] = fresh++;
     const sequence_handle sequence = run.cache.add().value();
     flush_caches();
     state.SetIterationTime(timed([&] {
