@@ -20,11 +20,11 @@ block_pool::block_pool(std::int64_t num_blocks, bool has_null_block, bool deferr
                    .limit = most});
   }
   num_blocks_ = static_cast<std::int32_t>(num_blocks);
-  num_free_ = usable_blocks();
+  num_freed_at_once_ = deferred_release ? 0 : static_cast<std::uint32_t>(num_blocks);
   nodes_.resize(num_blocks_ + num_priorities + 1);
   for (std::int32_t list = num_blocks_; list <= held_list(); ++list) nodes_[list].previous = nodes_[list].next = list;
-  free_.resize(num_free_);
-  for (std::int32_t i = 0; i < num_free_; ++i) free_[i] = block_id{num_blocks_ - 1 - i};
+  free_.reserve(static_cast<std::size_t>(usable_blocks()));
+  for (std::int32_t block = num_blocks_ - 1; block >= first_usable_; --block) free_.push_back(block_id{block});
 }
 
 void block_pool::link_last(std::int32_t list, std::int32_t block) noexcept {
@@ -55,30 +55,32 @@ void block_pool::evict_into(std::span<block_id> blocks) noexcept {
     while (nodes_[list].next == list) ++list;
     const std::int32_t victim = nodes_[list].next;
     unlink(victim);
-    own(nodes_[victim]);
+    nodes_[victim].own();
     block = block_id{victim};
   }
   num_cached_ -= static_cast<std::int32_t>(blocks.size());
 }
 
 status block_pool::share(block_id block) noexcept {
-  if (!is_usable(block) || nodes_[to_int(block)].state == state_of::free) {
+  if (!is_usable(block) || nodes_[to_int(block)].state() == state_of::free) {
     return error{.code = errc::invalid_block,
                  .what = "only a block with content can be shared: it is free, or not one of this pool's",
                  .value = to_int(block)};
   }
   node& shared = nodes_[to_int(block)];
-  if (shared.references++ == 0) {
+  if (shared.state() == state_of::referenced) {
+    shared.add_reference();
+  } else {
     unlink(to_int(block));
-    --(shared.state == state_of::cached ? num_cached_ : num_held_);
-    shared.state = state_of::referenced;
+    --(shared.state() == state_of::cached ? num_cached_ : num_held_);
+    shared.revive();
   }
   return {};
 }
 
 /// Puts back what the call has dropped before it came to entry `index`.
 error block_pool::refuse_release(std::span<const block_id> blocks, std::size_t index) noexcept {
-  for (const block_id done : blocks.first(index)) ++nodes_[to_int(done)].references;
+  for (const block_id done : blocks.first(index)) nodes_[to_int(done)].add_reference();
   return {.code = errc::invalid_block,
           .what = "the block is not referenced: it was released before, or is not one of this pool's",
           .value = to_int(blocks[index]),
@@ -86,18 +88,17 @@ error block_pool::refuse_release(std::span<const block_id> blocks, std::size_t i
 }
 
 void block_pool::hold(std::int32_t block) noexcept {
-  nodes_[block].state = state_of::held;
-  nodes_[block].released_in = epoch_;
+  nodes_[block].hold(epoch_);
   link_last(held_list(), block);
   ++num_held_;
 }
 
-void block_pool::unshare(block_id block) noexcept { --nodes_[to_int(block)].references; }
+void block_pool::unshare(block_id block) noexcept { nodes_[to_int(block)].drop_reference(); }
 
 void block_pool::set_findable(block_id block, bool findable) noexcept {
   node& changed = nodes_[to_int(block)];
-  changed.findable = findable;
-  if (!findable && changed.state == state_of::cached) {
+  changed.set_findable(findable);
+  if (!findable && changed.state() == state_of::cached) {
     unlink(to_int(block));
     --num_cached_;
     place(to_int(block));
@@ -105,16 +106,16 @@ void block_pool::set_findable(block_id block, bool findable) noexcept {
 }
 
 void block_pool::retire(epoch_t epoch) noexcept {
-  const std::int32_t first_freed = num_free_;
+  const auto first_freed = static_cast<std::ptrdiff_t>(free_.size());
   const std::int32_t list = held_list();
   // Signed distance, so that epochs may wrap.
-  while (nodes_[list].next != list && static_cast<std::int32_t>(nodes_[nodes_[list].next].released_in - epoch) <= 0) {
+  while (nodes_[list].next != list && static_cast<std::int32_t>(nodes_[nodes_[list].next].released_in() - epoch) <= 0) {
     const std::int32_t block = nodes_[list].next;
     unlink(block);
     --num_held_;
     place(block);
   }
-  std::reverse(free_.begin() + first_freed, free_.begin() + num_free_);
+  std::reverse(free_.begin() + first_freed, free_.end());
 }
 
 status block_pool::validate() const {
@@ -122,8 +123,7 @@ status block_pool::validate() const {
     return error{.code = errc::corrupted, .what = equation, .value = value, .limit = limit};
   };
   std::vector<state_of> listed(num_blocks_, state_of::referenced);  // what is in no list
-  for (std::int32_t i = 0; i < num_free_; ++i) {
-    const block_id block = free_[i];
+  for (const block_id block : free_) {
     if (!is_usable(block)) return broken("a foreign block is on the free list", to_int(block), num_blocks_);
     if (listed[to_int(block)] != state_of::referenced) return broken("a block is listed twice", to_int(block), 1);
     listed[to_int(block)] = state_of::free;
@@ -135,7 +135,7 @@ status block_pool::validate() const {
       if (!is_usable(block_id{block})) return broken("a foreign block is listed", block, num_blocks_);
       if (listed[block] != state_of::referenced) return broken("a block is listed twice", block, 1);
       if (nodes_[nodes_[block].next].previous != block) return broken("a list's links disagree", block, 1);
-      if (state == state_of::cached && cached_list(nodes_[block].priority) != list) {
+      if (state == state_of::cached && cached_list(nodes_[block].priority()) != list) {
         return broken("a cached block is in the list of another priority", block, list - num_blocks_);
       }
       listed[block] = state;
@@ -144,12 +144,13 @@ status block_pool::validate() const {
   }
   for (std::int32_t block = first_usable_; block < num_blocks_; ++block) {
     const node& at = nodes_[block];
-    if (at.state != listed[block]) return broken("a block is not in the list that its state says", block, num_blocks_);
-    if ((at.references > 0) != (at.state == state_of::referenced)) {
-      return broken("referenced = has references does not hold for a block", block, at.references);
+    if (at.state() != listed[block]) return broken("a block is not in the list that its state says", block, num_blocks_);
+    if ((at.references() > 0) != (at.state() == state_of::referenced)) {
+      return broken("referenced = has references does not hold for a block", block, at.references());
     }
-    if (at.state == state_of::cached && !at.findable) return broken("a cached block cannot be found", block, num_blocks_);
-    if (at.state == state_of::free && at.findable) return broken("a free block can be found", block, num_blocks_);
+    if (at.state() == state_of::cached && !at.is_findable())
+      return broken("a cached block cannot be found", block, num_blocks_);
+    if (at.state() == state_of::free && at.is_findable()) return broken("a free block can be found", block, num_blocks_);
   }
   if (counts[0] != num_cached_) return broken("the cached blocks are miscounted", num_cached_, counts[0]);
   if (counts[1] != num_held_) return broken("the held blocks are miscounted", num_held_, counts[1]);

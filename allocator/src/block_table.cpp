@@ -4,15 +4,20 @@
 #include <bit>
 
 namespace pagedkv {
+namespace {
+
+constexpr std::int64_t entries_per_line = 64 / sizeof(block_id);
+
+}  // namespace
 
 block_table::block_table(std::int32_t num_rows, std::int32_t row_width, std::int32_t block_size)
     : row_width_(row_width),
+      row_stride_(((std::int64_t{row_width} + entries_per_line - 1) / entries_per_line | 1) * entries_per_line),
       block_size_(block_size),
       shift_(std::has_single_bit(static_cast<std::uint32_t>(block_size))
                  ? std::countr_zero(static_cast<std::uint32_t>(block_size))
                  : -1),
-      entries_(static_cast<std::int64_t>(num_rows) * row_width,
-               "the block tables do not fit: lower max_sequences or max_tokens_per_sequence") {}
+      entries_(num_rows * row_stride_, "the block tables do not fit: lower max_sequences or max_tokens_per_sequence") {}
 
 void block_table::write_slots(std::int32_t row_index, std::int32_t first, std::int32_t num_tokens,
                               slot_t* slots) const noexcept {

@@ -122,6 +122,7 @@ kv_cache::kv_cache(const kv_cache_config& config)
   planned_.reserve(config.max_sequences * config.groups.size());
   copies_.reserve(config.max_sequences * config.groups.size());
   pending_.reserve(most_pending);
+  looked_at_.reserve(config.max_sequences * config.groups.size());
   released_.resize(widest_row);
   // Descending, so that rows are given out in ascending order.
   for (std::size_t i = 0; i < free_sequences_.size(); ++i) {
@@ -261,7 +262,7 @@ result<block_need> kv_cache::plan_step(std::span<const step_entry> entries) noex
   const std::uint64_t this_call = ++num_calls_;
   const std::span<sequence_state> sequences = sequences_;
   for (std::size_t i = 0; i < entries.size(); ++i) {
-    const auto [handle, num_tokens] = entries[i];
+    const auto& [handle, num_tokens] = entries[i];
     const auto index = static_cast<std::int64_t>(i);
     if (handle.index >= sequences.size() || !names(handle, sequences[handle.index])) return stale(index);
     sequence_state& sequence = sequences[handle.index];
@@ -336,7 +337,7 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
   std::int32_t* const lengths = lengths_.data();
   sequence_state* const sequences = sequences_.data();
   for (std::size_t i = 0; i < entries.size(); ++i) {
-    const auto [handle, added] = entries[i];
+    const auto& [handle, added] = entries[i];
     query_starts[i] = num_tokens;
     lengths[i] = sequences[handle.index].length += added;
     num_tokens += added;
@@ -413,58 +414,70 @@ void kv_cache::change_entry(std::int32_t group_index, std::int32_t row, std::int
 
 // ---- what is computed
 
-status kv_cache::check_commit(const commit_entry& entry, std::uint64_t this_call, std::int64_t index) noexcept {
-  const auto& [handle, content] = entry;
-  if (!is_live(handle)) return stale(index);
-  sequence_state& sequence = sequences_[handle.index];
-  if (sequence.last_named == this_call)
-    return invalid("a call names each sequence at most once", handle.index, error::none, index);
-  sequence.last_named = this_call;
-  const auto given = static_cast<std::int64_t>(content.tokens.size());
-  if (given < sequence.computed) {
-    return invalid("fewer tokens than were committed: truncate the sequence first", given, sequence.computed, index);
-  }
-  if (given > sequence.length)
-    return invalid("more tokens than the sequence holds: step it first", given, sequence.length, index);
-  if (!content.extra_keys.empty()) {
-    if (status sound = check_content(content, index); !sound) return sound;
-  }
-  if (sequence.has_name_space && sequence.name_space != content.name_space) {
-    return invalid("the sequence has another namespace", static_cast<std::int64_t>(content.name_space),
-                   static_cast<std::int64_t>(sequence.name_space), index);
-  }
-  if (!index_) return {};
-  const auto computed = static_cast<std::int32_t>(given);
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    const group& in = groups_[g];
-    if (in.table.logical_block(computed) == in.rows[handle.index].num_published && computed > sequence.computed) continue;
-    if (!agrees(in, static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), content)) {
-      return invalid("the tokens contradict what was committed of these blocks: truncate the sequence first", given,
-                     error::none, index);
-    }
-  }
-  return {};
-}
-
 status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
   const std::uint64_t this_call = ++num_calls_;
+  const std::span<sequence_state> sequences = sequences_;
+  looked_at_.clear();
   for (std::size_t i = 0; i < entries.size(); ++i) {
-    if (status sound = check_commit(entries[i], this_call, static_cast<std::int64_t>(i)); !sound) return sound;
+    const auto& [handle, content] = entries[i];
+    const auto index = static_cast<std::int64_t>(i);
+    if (handle.index >= sequences.size() || !names(handle, sequences[handle.index])) return stale(index);
+    sequence_state& sequence = sequences[handle.index];
+    if (sequence.last_named == this_call)
+      return invalid("a call names each sequence at most once", handle.index, error::none, index);
+    sequence.last_named = this_call;
+    const auto given = static_cast<std::int64_t>(content.tokens.size());
+    if (given < sequence.computed) {
+      return invalid("fewer tokens than were committed: truncate the sequence first", given, sequence.computed, index);
+    }
+    if (given > sequence.length)
+      return invalid("more tokens than the sequence holds: step it first", given, sequence.length, index);
+    if (!content.extra_keys.empty()) {
+      if (status sound = check_content(content, index); !sound) return sound;
+    }
+    if (sequence.has_name_space && sequence.name_space != content.name_space) {
+      return invalid("the sequence has another namespace", static_cast<std::int64_t>(content.name_space),
+                     static_cast<std::int64_t>(sequence.name_space), index);
+    }
   }
+  // Most entries of a decode step fill no block. What the others touch is cold: it is fetched for all before it is used.
   for (std::size_t g = 0; index_ && g < groups_.size(); ++g) {
     const group& in = groups_[g];
-    for (const commit_entry& entry : entries) {
-      const auto row = static_cast<std::int32_t>(entry.sequence.index);
-      const auto full = in.table.logical_block(static_cast<std::int32_t>(entry.content.tokens.size()));
-      if (full > in.rows[row].num_published && sequences_[row].publishes)
-        publish(static_cast<std::int32_t>(g), row, entry.content);
+    const row_state* const rows = in.rows.data();
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const std::uint32_t row = entries[i].sequence.index;
+      if (!looks_at_blocks(in, rows[row], sequences[row], entries[i].content)) continue;
+      __builtin_prefetch(in.table.row(static_cast<std::int32_t>(row)).data() + rows[row].num_published);
+      looked_at_.push_back({static_cast<std::int32_t>(g), static_cast<std::int32_t>(i)});
     }
-    publish_pending();
   }
+  for (const auto& [g, i] : looked_at_) {
+    const std::uint32_t row = entries[i].sequence.index;
+    const std::int32_t last = groups_[g].rows[row].num_published - 1;
+    if (last >= 0) index_->prefetch(groups_[g].table.row(static_cast<std::int32_t>(row))[last]);
+  }
+  for (const auto& [g, i] : looked_at_) {
+    if (!agrees(groups_[g], g, static_cast<std::int32_t>(entries[i].sequence.index), entries[i].content)) {
+      return invalid("the tokens contradict what was committed of these blocks: truncate the sequence first",
+                     static_cast<std::int64_t>(entries[i].content.tokens.size()), error::none, i);
+    }
+  }
+  // From here on nothing fails.
+  std::int32_t last_group = 0;
+  for (const auto& [g, i] : looked_at_) {
+    if (g != last_group) publish_pending();
+    last_group = g;
+    const auto& [handle, content] = entries[i];
+    const std::int32_t full = groups_[g].table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
+    if (full > groups_[g].rows[handle.index].num_published && sequences[handle.index].publishes) {
+      publish(g, static_cast<std::int32_t>(handle.index), content);
+    }
+  }
+  publish_pending();
   for (const auto& [handle, content] : entries) {
-    sequence_state& sequence = sequences_[handle.index];
+    sequence_state& sequence = sequences[handle.index];
     const auto computed = static_cast<std::int32_t>(content.tokens.size());
-    if (computed > 0) {
+    if (!sequence.has_name_space && computed > 0) {
       sequence.has_name_space = true;
       sequence.name_space = content.name_space;
     }
@@ -482,18 +495,17 @@ bool kv_cache::agrees(const group& in, std::int32_t group_index, std::int32_t ro
   const std::int32_t size = in.config.block_size;
   const std::span<const block_id> entries = in.table.row(row);
   const auto tokens_of = [&](std::int32_t k) { return content.tokens.subspan(static_cast<std::size_t>(k) * size, size); };
-  if (const std::int32_t last = state.num_published - 1;
-      last >= 0 && pool_.is_usable(entries[last]) && index_->has_content(entries[last])) {
+  if (const std::int32_t last = state.num_published - 1; last >= 0 && has_content(entries[last])) {
     if (!std::ranges::equal(tokens_of(last), std::span(index_->tokens(entries[last]), size))) return false;
   }
   const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
   std::int32_t recorded = full;  // the last block that a fork published
-  while (recorded > state.num_published && !index_->has_content(entries[recorded - 1])) --recorded;
+  while (recorded > state.num_published && !has_content(entries[recorded - 1])) --recorded;
   if (recorded == state.num_published) return true;
   block_identity identity = parent_of(in, group_index, row, content);
   for (std::int32_t k = state.num_published; k < recorded; ++k) {
     identity = index_->chain(identity, tokens_of(k), keys_of(in, content, k));
-    if (index_->has_content(entries[k]) && index_->identity(entries[k]) != identity) return false;
+    if (has_content(entries[k]) && index_->identity(entries[k]) != identity) return false;
   }
   return true;
 }
@@ -551,7 +563,7 @@ void kv_cache::publish_pending() noexcept {
     sequence_state& sequence = sequences_[next.row];
     if (!sequence.publishes) continue;
     block_id& entry = groups_[next.group].table.row(next.row)[next.logical_block];
-    if (index_->has_content(entry)) {
+    if (has_content(entry)) {
       // A fork has published it: in an earlier call, which said the same, or in this one, which may not have.
       sequence.publishes = index_->identity(entry) == next.identity;
       continue;

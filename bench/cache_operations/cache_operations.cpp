@@ -92,8 +92,10 @@ void take_release_one(benchmark::State& state) {
   benchmark::DoNotOptimize(&pool);
   check(pool.take({&block, 1}) && pool.release({&block, 1}) && !pool.release({&block, 1}), "a double release was not detected");
   for (auto _ : state) {
-    benchmark::DoNotOptimize(pool.take({&block, 1}));
-    benchmark::DoNotOptimize(pool.release({&block, 1}));
+    check(pool.take({&block, 1}).has_value(), "the pool is too small");
+    benchmark::ClobberMemory();
+    check(pool.release({&block, 1}).has_value(), "release failed");
+    benchmark::ClobberMemory();
   }
 }
 
@@ -152,7 +154,6 @@ struct decoding {
   std::vector<step_entry> entries;
   std::vector<std::int32_t> lengths;
   std::vector<commit_entry> commits = std::vector<commit_entry>(256);
-  std::uint64_t first_name_space = 0;
 
   decoding(std::int64_t num_blocks, bool prefix_sharing, std::int32_t context)
       : cache(cache_config(num_blocks, prefix_sharing)) {
@@ -164,22 +165,22 @@ struct decoding {
     }
   }
   void step() { benchmark::DoNotOptimize(cache.step(entries).value().slots.data()); }
+  /// Says one more token of each sequence.
   void commit() {
     for (std::size_t i = 0; i < entries.size(); ++i) {
-      commits[i] = {entries[i].sequence,
-                    {.tokens = {tokens.data(), static_cast<std::size_t>(++lengths[i])}, .name_space = first_name_space + i}};
+      commits[i].content.tokens = {tokens.data(), static_cast<std::size_t>(++lengths[i])};
     }
     benchmark::DoNotOptimize(cache.commit(commits));
   }
   /// New sequences of the first lengths, committed, each in a namespace of its own.
-  void restart(std::int32_t context, std::uint64_t name_spaces) {
-    first_name_space = name_spaces;
+  void restart(std::int32_t context, std::uint64_t first_name_space) {
     for (const step_entry& entry : entries) cache.release(entry.sequence).value();
     cache.reset();
     for (std::size_t i = 0; i < entries.size(); ++i) {
       entries[i].sequence = cache.add().value();
       lengths[i] = context - 256 + static_cast<std::int32_t>(i);
       (void)cache.step({{entries[i].sequence, lengths[i] + 1}}).value();
+      commits[i] = {entries[i].sequence, {.tokens = {}, .name_space = first_name_space + i}};
     }
     commit();
   }

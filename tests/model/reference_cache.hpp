@@ -199,8 +199,13 @@ class reference_cache {
                                         [&](const commit_entry& earlier) { return earlier.sequence == entries[i].sequence; });
       const bool fits = std::ssize(said.tokens) >= named.computed && std::ssize(said.tokens) <= named.length && keys_fit(said);
       const bool is_other_name_space = named.name_space && *named.name_space != said.name_space;
-      if (repeated || !fits || is_other_name_space || contradicts(handle, said)) {
-        return error{.code = errc::invalid_argument, .index = index};
+      if (repeated || !fits || is_other_name_space) return error{.code = errc::invalid_argument, .index = index};
+    }
+    for (int g = 0; g < num_groups(); ++g) {
+      for (std::size_t i = 0; i < entries.size(); ++i) {
+        if (contradicts(at(entries[i].sequence), g, entries[i].content)) {
+          return error{.code = errc::invalid_argument, .index = static_cast<std::int64_t>(i)};
+        }
       }
     }
     for (int g = 0; g < num_groups(); ++g) {

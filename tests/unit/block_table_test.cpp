@@ -8,11 +8,16 @@ namespace {
 
 using namespace pagedkv;
 
-TEST(BlockTable, RowsAreDenseAndZeroAtFirst) {
-  block_table table(3, 4, 16);
-  EXPECT_EQ(table.row(0).size(), 4U);
-  EXPECT_EQ(table.row(2).data() - table.row(0).data(), 8);
-  EXPECT_EQ(table.row(1)[3], null_block);
+TEST(BlockTable, RowsAreZeroAtFirstAndAnOddNumberOfCacheLinesApart) {
+  for (const std::int32_t width : {1, 4, 16, 17, 32, 8'192}) {
+    block_table table(3, width, 16);
+    EXPECT_EQ(table.row(0).size(), static_cast<std::size_t>(width));
+    const std::int64_t apart = table.row(1).data() - table.row(0).data();
+    EXPECT_GE(apart, width);
+    EXPECT_EQ(apart % 32, 16) << width;
+    EXPECT_EQ(table.row(2).data() - table.row(1).data(), apart);
+    EXPECT_EQ(table.row(2)[static_cast<std::size_t>(width) - 1], null_block);
+  }
 }
 
 TEST(BlockTable, CountsBlocksForAnyBlockSize) {

@@ -27,7 +27,7 @@ using epoch_t = std::uint32_t;
 /// state says. A new pool's ids ascend; the block freed last is taken first, while its memory is warm; cached blocks are
 /// evicted by priority, then least recently released first.
 ///
-/// 24 bytes per block. One thread at a time. No heap use once built.
+/// 20 bytes per block. One thread at a time. No heap use once built.
 class block_pool {
  public:
   /// Throws `failure` (invalid_argument) when no block is left to hand out or ids would not fit int32; std::bad_alloc.
@@ -61,45 +61,86 @@ class block_pool {
   [[nodiscard]] std::int32_t num_blocks() const noexcept { return num_blocks_; }
   /// Blocks that may be handed out: all but the null block.
   [[nodiscard]] std::int32_t usable_blocks() const noexcept { return num_blocks_ - first_usable_; }
-  [[nodiscard]] std::int32_t free_blocks() const noexcept { return num_free_; }
+  [[nodiscard]] std::int32_t free_blocks() const noexcept { return static_cast<std::int32_t>(free_.size()); }
   [[nodiscard]] std::int32_t cached_blocks() const noexcept { return num_cached_; }
   [[nodiscard]] std::int32_t held_blocks() const noexcept { return num_held_; }
   [[nodiscard]] std::int32_t referenced_blocks() const noexcept {
-    return usable_blocks() - num_free_ - num_cached_ - num_held_;
+    return usable_blocks() - free_blocks() - num_cached_ - num_held_;
   }
   /// What take() can give: free and cached blocks.
-  [[nodiscard]] std::int32_t available_blocks() const noexcept { return num_free_ + num_cached_; }
+  [[nodiscard]] std::int32_t available_blocks() const noexcept { return free_blocks() + num_cached_; }
 
   /// How many references a block has; 0 for blocks that are not referenced and for foreign ids.
   [[nodiscard]] std::int32_t references(block_id block) const noexcept {
-    return is_usable(block) ? nodes_[to_int(block)].references : 0;
+    return is_usable(block) ? nodes_[to_int(block)].references() : 0;
   }
   [[nodiscard]] bool is_usable(block_id block) const noexcept {
     return to_int(block) >= first_usable_ && to_int(block) < num_blocks_;
   }
   [[nodiscard]] bool is_cached(block_id block) const noexcept {
-    return is_usable(block) && nodes_[to_int(block)].state == state_of::cached;
+    return is_usable(block) && nodes_[to_int(block)].state() == state_of::cached;
   }
   [[nodiscard]] bool is_held(block_id block) const noexcept {
-    return is_usable(block) && nodes_[to_int(block)].state == state_of::held;
+    return is_usable(block) && nodes_[to_int(block)].state() == state_of::held;
   }
-  [[nodiscard]] bool is_findable(block_id block) const noexcept { return is_usable(block) && nodes_[to_int(block)].findable; }
+  [[nodiscard]] bool is_findable(block_id block) const noexcept {
+    return is_usable(block) && nodes_[to_int(block)].is_findable();
+  }
 
   /// corrupted: which equation fails. Cost: O(num_blocks); uses the heap.
   [[nodiscard]] status validate() const;
 
  private:
-  enum class state_of : std::uint8_t { free, referenced, held, cached };
-  /// A block, or the sentinel of a circular list. In a list while held or cached.
-  struct node {
-    std::int32_t references = 0;
+  enum class state_of : std::uint8_t { referenced, held, cached, free };
+
+  /// A block, or the sentinel of a circular list; in a list while held or cached. Four to a cache line. All that is said of a
+  /// block is one word, read and written whole: the processor hands a store on at once only to a load of the same width.
+  class node {
+   public:
     std::int32_t previous = 0;
     std::int32_t next = 0;
-    epoch_t released_in = 0;  // while held
-    state_of state = state_of::free;
-    eviction_priority priority = eviction_priority::low;
-    bool findable = false;
-    bool unused = false;  // the last four members are written as one word
+
+    /// As a block just taken is: one reference, lowest priority, nothing to find.
+    void own() noexcept { word_ = just_owned; }
+    [[nodiscard]] bool is_just_owned() const noexcept { return word_ == just_owned; }
+
+    [[nodiscard]] state_of state() const noexcept { return static_cast<state_of>(word_ >> state_shift & 0xFF); }
+    [[nodiscard]] eviction_priority priority() const noexcept {
+      return static_cast<eviction_priority>(word_ >> priority_shift & 0xFF);
+    }
+    [[nodiscard]] bool is_findable() const noexcept { return (word_ & findable_bit) != 0; }
+    [[nodiscard]] std::int32_t references() const noexcept {
+      return state() == state_of::referenced ? static_cast<std::int32_t>(word_) : 0;
+    }
+    [[nodiscard]] epoch_t released_in() const noexcept { return static_cast<epoch_t>(word_); }  // while held
+
+    /// While referenced.
+    void add_reference() noexcept { ++word_; }
+    void drop_reference() noexcept { --word_; }
+    /// The first reference of a block that had none.
+    void revive() noexcept { set(state_of::referenced, 1); }
+    void hold(epoch_t epoch) noexcept { set(state_of::held, epoch); }
+    void set_unreferenced(state_of state) noexcept { set(state, 0); }
+    void raise_priority(eviction_priority given) noexcept {
+      if (given > priority()) {
+        word_ = (word_ & ~(std::uint64_t{0xFF} << priority_shift)) | static_cast<std::uint64_t>(given) << priority_shift;
+      }
+    }
+    void set_findable(bool findable) noexcept { word_ = findable ? word_ | findable_bit : word_ & ~findable_bit; }
+
+   private:
+    // From the lowest bit on: 32 of the number of references (while held, of the epoch of the release), 8 each of state,
+    // priority and findable.
+    static constexpr int state_shift = 32;
+    static constexpr int priority_shift = 40;
+    static constexpr std::uint64_t findable_bit = std::uint64_t{1} << 48;
+    static constexpr std::uint64_t just_owned = 1;  // state_of::referenced and eviction_priority::low are 0
+
+    void set(state_of state, std::uint32_t count) noexcept {
+      word_ = (word_ & ~((std::uint64_t{1} << priority_shift) - 1)) | static_cast<std::uint64_t>(state) << state_shift | count;
+    }
+
+    std::uint64_t word_ = static_cast<std::uint64_t>(state_of::free) << state_shift;
   };
   static constexpr std::int32_t num_priorities = 4;
 
@@ -107,13 +148,6 @@ class block_pool {
     return num_blocks_ + static_cast<std::int32_t>(priority);
   }
   [[nodiscard]] std::int32_t held_list() const noexcept { return num_blocks_ + num_priorities; }
-  static void own(node& taken) noexcept {
-    taken.references = 1;
-    taken.state = state_of::referenced;
-    taken.priority = eviction_priority::low;
-    taken.findable = false;
-    taken.unused = false;
-  }
   void evict_into(std::span<block_id> blocks) noexcept;
   [[nodiscard]] error refuse_release(std::span<const block_id> blocks, std::size_t index) noexcept;
   [[nodiscard]] error refuse_take(std::int64_t wanted) const noexcept;
@@ -125,13 +159,13 @@ class block_pool {
 
   std::int32_t num_blocks_;
   std::int32_t first_usable_;
+  std::uint32_t num_freed_at_once_;  // ids below it need not be held on release: all, or with deferred release none
   bool deferred_release_;
-  std::int32_t num_free_;
   std::int32_t num_cached_ = 0;
   std::int32_t num_held_ = 0;
   epoch_t epoch_ = 0;
   std::vector<node> nodes_;     // [num_blocks], then the sentinels: one list per priority, and what is held
-  std::vector<block_id> free_;  // [num_free_] of [usable_blocks], the top last
+  std::vector<block_id> free_;  // a stack with room for all
 };
 
 // take() and release() are inline for the sake of single blocks, where a call would cost more than the work.
@@ -142,33 +176,35 @@ inline constexpr std::int32_t prefetch_distance = 12;
 }  // namespace detail
 
 inline result<std::int32_t> block_pool::take(std::span<block_id> blocks) noexcept {
-  if (blocks.size() == 1 && num_free_ > 0) [[likely]] {
-    blocks[0] = free_[--num_free_];
-    own(nodes_[to_int(blocks[0])]);
+  if (blocks.size() == 1 && !free_.empty()) [[likely]] {
+    blocks[0] = free_.back();
+    free_.pop_back();
+    nodes_[to_int(blocks[0])].own();
     return 0;
   }
   const auto wanted = static_cast<std::int64_t>(blocks.size());
   if (wanted > available_blocks()) [[unlikely]]
     return refuse_take(wanted);
   const auto count = static_cast<std::int32_t>(wanted);
-  const std::int32_t from_free = std::min(count, num_free_);
+  const std::int32_t from_free = std::min(count, free_blocks());
   for (std::int32_t i = 0; i < from_free; ++i) {
-    if (num_free_ > detail::prefetch_distance)
-      __builtin_prefetch(&nodes_[to_int(free_[num_free_ - 1 - detail::prefetch_distance])], 1);
-    blocks[i] = free_[--num_free_];
-    own(nodes_[to_int(blocks[i])]);
+    if (free_.size() > detail::prefetch_distance) {
+      __builtin_prefetch(&nodes_[to_int(*(free_.end() - 1 - detail::prefetch_distance))], 1);
+    }
+    blocks[i] = free_.back();
+    free_.pop_back();
+    nodes_[to_int(blocks[i])].own();
   }
   if (from_free < count) evict_into(blocks.subspan(from_free));
   return count - from_free;
 }
 
 inline status block_pool::release(std::span<const block_id> blocks, eviction_priority priority) noexcept {
-  if (blocks.size() == 1 && references(blocks[0]) == 1 && !nodes_[to_int(blocks[0])].findable && !deferred_release_)
-      [[likely]] {
-    node& released = nodes_[to_int(blocks[0])];
-    released.references = 0;
-    released.state = state_of::free;
-    free_[num_free_++] = blocks[0];
+  // The null block is never owned.
+  if (blocks.size() == 1 && static_cast<std::uint32_t>(to_int(blocks[0])) < num_freed_at_once_ &&
+      nodes_[to_int(blocks[0])].is_just_owned()) [[likely]] {
+    nodes_[to_int(blocks[0])].set_unreferenced(state_of::free);
+    free_.push_back(blocks[0]);
     return {};
   }
   for (std::size_t i = 0; i < blocks.size(); ++i) {
@@ -177,35 +213,35 @@ inline status block_pool::release(std::span<const block_id> blocks, eviction_pri
     }
     if (references(blocks[i]) == 0) [[unlikely]]
       return refuse_release(blocks, i);
-    --nodes_[to_int(blocks[i])].references;
+    nodes_[to_int(blocks[i])].drop_reference();
   }
   // From the tail, so that it is evicted before the head; what becomes free is turned round, so that the tail is on top there
   // too.
-  const std::int32_t first_freed = num_free_;
+  const std::size_t first_freed = free_.size();
   for (std::size_t i = blocks.size(); i-- > 0;) {
     const std::int32_t block = to_int(blocks[i]);
     node& released = nodes_[block];
-    released.priority = std::max(released.priority, priority);
-    if (released.references != 0 || released.state != state_of::referenced) continue;  // shared, or twice in this call
+    released.raise_priority(priority);
+    if (released.references() != 0 || released.state() != state_of::referenced) continue;  // shared, or twice in this call
     if (deferred_release_) {
       hold(block);
     } else {
       place(block);
     }
   }
-  if (num_free_ - first_freed > 1) std::reverse(free_.begin() + first_freed, free_.begin() + num_free_);
+  if (free_.size() - first_freed > 1) std::reverse(free_.begin() + static_cast<std::ptrdiff_t>(first_freed), free_.end());
   return {};
 }
 
 inline void block_pool::place(std::int32_t block) noexcept {
   node& placed = nodes_[block];
-  if (placed.findable) {
-    placed.state = state_of::cached;
-    link_last(cached_list(placed.priority), block);
+  if (placed.is_findable()) {
+    placed.set_unreferenced(state_of::cached);
+    link_last(cached_list(placed.priority()), block);
     ++num_cached_;
   } else {
-    placed.state = state_of::free;
-    free_[num_free_++] = block_id{block};
+    placed.set_unreferenced(state_of::free);
+    free_.push_back(block_id{block});
   }
 }
 

@@ -23,10 +23,10 @@ class block_table {
 
   /// A whole row; what lies behind a sequence's last block is stale.
   [[nodiscard]] std::span<block_id> row(std::int32_t index) noexcept {
-    return std::span(entries_.data() + static_cast<std::int64_t>(index) * row_width_, static_cast<std::size_t>(row_width_));
+    return std::span(entries_.data() + index * row_stride_, static_cast<std::size_t>(row_width_));
   }
   [[nodiscard]] std::span<const block_id> row(std::int32_t index) const noexcept {
-    return std::span(entries_.data() + static_cast<std::int64_t>(index) * row_width_, static_cast<std::size_t>(row_width_));
+    return std::span(entries_.data() + index * row_stride_, static_cast<std::size_t>(row_width_));
   }
 
   /// Blocks that `num_tokens` tokens need.
@@ -43,9 +43,10 @@ class block_table {
 
  private:
   std::int32_t row_width_;
+  std::int64_t row_stride_;  // an odd number of cache lines, so that one column's entries do not fall into the same cache set
   std::int32_t block_size_;
   std::int32_t shift_;            // log2(block_size) for powers of two, else -1
-  lazy_array<block_id> entries_;  // [num_rows, row_width]
+  lazy_array<block_id> entries_;  // [num_rows, row_stride]
 };
 
 }  // namespace pagedkv

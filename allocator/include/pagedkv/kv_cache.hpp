@@ -189,6 +189,7 @@ class kv_cache {
   ///         fewer tokens than were committed, more than the sequence holds, another namespace, extra_keys of the wrong
   ///         length, or tokens that contradict the last block committed, or a block that a fork of the sequence committed
   ///         (looked at when the call fills another block, or adds no token: nothing is published behind tokens that differ).
+  ///         Contradictions are looked for last, group by group.
   /// Cost: O(entries + blocks newly filled); after a truncate() into committed blocks once O(tokens), to hash them again.
   status commit(std::span<const commit_entry> entries) noexcept;
   status commit(sequence_handle sequence, const sequence_tokens& content) noexcept {
@@ -328,6 +329,11 @@ class kv_cache {
     std::uint64_t name_space;
   };
   static constexpr std::size_t most_pending = 32;
+  /// An entry of a commit that looks at its blocks in a group.
+  struct group_entry {
+    std::int32_t group;
+    std::int32_t entry;
+  };
   struct planned_copy {
     std::int32_t group;
     std::int32_t row;
@@ -340,7 +346,16 @@ class kv_cache {
     return sequence.index < sequences_.size() && names(sequence, sequences_[sequence.index]);
   }
   [[nodiscard]] status check_content(const sequence_tokens& content, std::int64_t index = error::none) const noexcept;
-  [[nodiscard]] status check_commit(const commit_entry& entry, std::uint64_t this_call, std::int64_t index) noexcept;
+  /// Whether a block's content is recorded. Asks the pool first: its nodes are warmer than the index's records.
+  [[nodiscard]] bool has_content(block_id block) const noexcept {
+    return pool_.is_findable(block) || (index_->num_unfindable() > 0 && pool_.is_usable(block) && index_->has_content(block));
+  }
+  /// Whether a commit must look at a row's blocks: it fills some, or says nothing new.
+  [[nodiscard]] static bool looks_at_blocks(const group& in, const row_state& row, const sequence_state& sequence,
+                                            const sequence_tokens& content) noexcept {
+    const auto computed = static_cast<std::int32_t>(content.tokens.size());
+    return in.table.logical_block(computed) != row.num_published || computed == sequence.computed;
+  }
   [[nodiscard]] std::int32_t first_live(const group& in, std::int32_t computed) const noexcept;
   [[nodiscard]] std::span<const std::uint64_t> keys_of(const group& in, const sequence_tokens& content,
                                                        std::int32_t block) const noexcept;
@@ -393,8 +408,9 @@ class kv_cache {
   std::int64_t num_old_changes_ = 0;   // handed out by the last step; dropped by the next
   std::vector<planned_copy> planned_;  // [max_sequences * groups] at most
   std::vector<block_copy> copies_;
-  std::vector<publication> pending_;  // [most_pending] at most
-  std::vector<block_id> released_;    // [widest row]: scratch for blocks around a hole
+  std::vector<publication> pending_;    // [most_pending] at most
+  std::vector<group_entry> looked_at_;  // [max_sequences * groups] at most
+  std::vector<block_id> released_;      // [widest row]: scratch for blocks around a hole
   // how_many_fit()'s scratch.
   mutable std::vector<std::uint32_t> seen_;  // [num_blocks]
   mutable std::vector<growth> growths_;      // [max_sequences, groups]

@@ -48,6 +48,11 @@ class prefix_index {
   /// Fetches what find() of this identity, and insert() of this block, will touch first.
   void prefetch(const block_identity& identity) const noexcept { __builtin_prefetch(&table_[tag_of(identity) & mask_], 1); }
   void prefetch(const block_identity& identity, block_id block) const noexcept;
+  /// Fetches what was recorded of a block; any id will do.
+  void prefetch(block_id block) const noexcept {
+    __builtin_prefetch(&record_of(block));
+    __builtin_prefetch(tokens(block) + 8);
+  }
 
   /// Records a block's content; indexes it when `findable`. The block's content must be unknown.
   void insert(block_id block, const block_identity& identity, std::span<const std::int32_t> tokens, std::uint64_t name_space,
