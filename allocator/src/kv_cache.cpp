@@ -282,6 +282,8 @@ result<block_need> kv_cache::plan_step(std::span<const step_entry> entries) noex
     const row_state* const rows = in.rows.data();
     for (const auto& [handle, num_tokens] : entries) {
       const row_state& row = rows[handle.index];
+      if (num_tokens <= row.tail_room && row.tail_is_private) [[likely]]
+        continue;
       if (num_tokens > row.tail_room) new_blocks += in.table.blocks_for(num_tokens - row.tail_room);
       if (row.tail_is_private || row.tail_room == 0) continue;
       const block_id tail = in.table.row(static_cast<std::int32_t>(handle.index))[row.num_blocks - 1];
@@ -665,47 +667,49 @@ std::int32_t kv_cache::first_live(const group& in, std::int32_t computed) const 
   return in.config.window == 0 ? 0 : in.table.logical_block(std::max(0, computed - in.config.window + 1));
 }
 
+/// Looks up the first `wanted` blocks of a group, with `up_to_a_miss` none behind the first that is not found; returns how many
+/// were looked up, the miss left out. A block is hashed, its entry's line is fetched; some blocks later its record's lines are,
+/// and some later again it is compared: hashing and memory overlap.
+std::int32_t kv_cache::look_up_blocks(std::int32_t group_index, const sequence_tokens& content, std::int32_t wanted,
+                                      bool up_to_a_miss) const noexcept {
+  constexpr std::int32_t distance = 16;
+  group& in = groups_[group_index];
+  const std::int32_t size = in.config.block_size;
+  const auto tokens_of = [&](std::int32_t k) { return content.tokens.subspan(static_cast<std::size_t>(k) * size, size); };
+  block_identity parent = index_->root(group_index, content.name_space);
+  for (std::int32_t k = 0; k < wanted + 2 * distance; ++k) {
+    if (k < wanted) {
+      parent = in.identities[k] = index_->chain(parent, tokens_of(k), keys_of(in, content, k));
+      index_->prefetch(parent);
+    }
+    if (k >= distance && k - distance < wanted) index_->prefetch_record(in.identities[k - distance]);
+    if (const std::int32_t compared = k - 2 * distance; compared >= 0) {
+      in.found[compared] = index_->find(in.identities[compared], tokens_of(compared));
+      if (up_to_a_miss && in.found[compared] == not_found) return compared;
+    }
+  }
+  return wanted;
+}
+
 std::int32_t kv_cache::look_up(const sequence_tokens& content) const noexcept {
-  constexpr std::int32_t batch = 64;
   if (!index_) return 0;
   const std::int64_t step = alignment_;
   std::int64_t hit = (static_cast<std::int64_t>(content.tokens.size()) - 1) / step * step;
-  const auto hash = [&](group& in, std::int32_t group_index, std::int32_t first, std::int32_t last) {
-    const std::int32_t size = in.config.block_size;
-    block_identity parent = first > 0 ? in.identities[first - 1] : index_->root(group_index, content.name_space);
-    for (std::int32_t k = first; k < last; ++k) {
-      parent = in.identities[k] =
-          index_->chain(parent, content.tokens.subspan(static_cast<std::size_t>(k) * size, size), keys_of(in, content, k));
-      index_->prefetch(parent);
-    }
-  };
   // Full attention, from the left: nothing behind the first miss can be used.
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    group& in = groups_[g];
-    if (in.config.window > 0) continue;
-    const std::int32_t size = in.config.block_size;
-    const auto wanted = static_cast<std::int32_t>(hit / size);
-    std::int32_t found = 0;
-    while (found < wanted) {
-      const std::int32_t last = std::min(wanted, found + batch);
-      hash(in, static_cast<std::int32_t>(g), found, last);
-      const std::int32_t more =
-          index_->find_leading(std::span(in.identities).subspan(found, last - found),
-                               content.tokens.data() + std::int64_t{found} * size, size, &in.found[found]);
-      found += more;
-      if (found < last) break;
-    }
+    const std::int32_t size = groups_[g].config.block_size;
+    if (groups_[g].config.window > 0) continue;
+    const std::int32_t found =
+        look_up_blocks(static_cast<std::int32_t>(g), content, static_cast<std::int32_t>(hit / size), true);
     hit = std::int64_t{found} * size / step * step;
   }
   // Windows need their last blocks and their sinks; which end is the longest that all have shows from the right.
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     group& in = groups_[g];
     if (in.config.window == 0) continue;
-    const std::int32_t size = in.config.block_size;
-    const auto wanted = static_cast<std::int32_t>(hit / size);
-    hash(in, static_cast<std::int32_t>(g), 0, wanted);
+    const auto wanted = static_cast<std::int32_t>(hit / in.config.block_size);
+    look_up_blocks(static_cast<std::int32_t>(g), content, wanted, false);
     for (std::int32_t k = 0; k < wanted; ++k) {
-      in.found[k] = index_->find(in.identities[k], content.tokens.subspan(static_cast<std::size_t>(k) * size, size));
       in.run[k] = in.found[k] == not_found ? 0 : (k > 0 ? in.run[k - 1] : 0) + 1;
     }
   }

@@ -1,8 +1,5 @@
 #include <pagedkv/prefix_index.hpp>
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstddef>
@@ -25,16 +22,6 @@ std::uint64_t random_seed() {
 
 constexpr block_id not_found{-1};
 
-/// Look-ups are random, so a large index spends much of its time on translating addresses; huge pages take that away. A wish:
-/// where the system does not grant it nothing changes.
-void prefer_huge_pages(void* memory, std::int64_t num_bytes) noexcept {
-  const std::int64_t page = ::sysconf(_SC_PAGESIZE);
-  const auto before = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory) % page);
-  const std::int64_t skipped = (page - before) % page;  // advice goes to whole pages
-  const std::int64_t whole = (num_bytes - skipped) / page * page;
-  if (whole > 0) (void)::madvise(static_cast<std::byte*>(memory) + skipped, whole, MADV_HUGEPAGE);
-}
-
 }  // namespace
 
 prefix_index::prefix_index(std::int32_t num_blocks, std::int32_t block_size, std::int32_t keys_per_block,
@@ -42,13 +29,11 @@ prefix_index::prefix_index(std::int32_t num_blocks, std::int32_t block_size, std
     : num_blocks_(num_blocks),
       stride_((static_cast<std::int64_t>(sizeof(record)) + 4 * std::int64_t{block_size} + 15) / 16 * 16),
       mask_(static_cast<std::uint32_t>(std::bit_ceil(2 * static_cast<std::uint64_t>(num_blocks)) - 1)),
-      records_(num_blocks * stride_, "the prefix index does not fit: lower num_blocks"),
-      table_(static_cast<std::int64_t>(mask_) + 1, "the prefix index does not fit: lower num_blocks"),
+      records_(num_blocks * stride_, "the prefix index does not fit: lower num_blocks", page_wish::huge),
+      table_(static_cast<std::int64_t>(mask_) + 1, "the prefix index does not fit: lower num_blocks", page_wish::huge),
       secret_(XXH3_SECRET_DEFAULT_SIZE),
       message_(sizeof(block_identity) + 4 * static_cast<std::size_t>(block_size) +
                8 * static_cast<std::size_t>(keys_per_block)) {
-  prefer_huge_pages(records_.data(), num_blocks * stride_);
-  prefer_huge_pages(table_.data(), (static_cast<std::int64_t>(mask_) + 1) * static_cast<std::int64_t>(sizeof(entry)));
   XXH3_generateSecret_fromSeed(secret_.data(), seed ? *seed : random_seed());
 }
 
@@ -94,27 +79,6 @@ block_id prefix_index::probe(const block_identity& identity, const std::int32_t*
 
 block_id prefix_index::find(const block_identity& identity, std::span<const std::int32_t> of) const noexcept {
   return probe(identity, of.data(), static_cast<std::int32_t>(of.size()));
-}
-
-std::int32_t prefix_index::find_leading(std::span<const block_identity> identities, const std::int32_t* of,
-                                        std::int32_t block_size, block_id* found) const noexcept {
-  const auto count = static_cast<std::int32_t>(identities.size());
-  for (std::int32_t first = 0; first < count; first += batch) {
-    const std::int32_t last = std::min(count, first + batch);
-    for (std::int32_t i = first; i < last; ++i) {
-      // Most often the first entry is the one: its record is on its way before it is compared.
-      const entry& likely = table_[tag_of(identities[i]) & mask_];
-      if (likely.block_plus_one == 0) break;
-      const std::byte* record_at = &records_[(likely.block_plus_one - 1) * stride_];
-      __builtin_prefetch(record_at);
-      __builtin_prefetch(record_at + 64);
-    }
-    for (std::int32_t i = first; i < last; ++i) {
-      found[i] = probe(identities[i], of + static_cast<std::int64_t>(i) * block_size, block_size);
-      if (found[i] == not_found) return i;
-    }
-  }
-  return count;
 }
 
 void prefix_index::prefetch(const block_identity& identity, block_id block) const noexcept {

@@ -153,28 +153,6 @@ TEST(PrefixIndex, AFullPoolIsFound) {
   EXPECT_EQ(index.find({.low = 31, .high = 99}, tokens_a), not_found);
 }
 
-TEST(PrefixIndex, LeadingBlocksEndAtTheFirstThatIsMissing) {
-  constexpr int count = 100;  // more than one batch
-  prefix_index index(count, 2, 1, 7);
-  std::vector<block_identity> identities;
-  text tokens(2 * count);
-  std::iota(tokens.begin(), tokens.end(), 0);
-  block_identity parent = index.root(0, 0);
-  for (int k = 0; k < count; ++k) {
-    parent = index.chain(parent, std::span(tokens).subspan(2 * k, 2), {});
-    identities.push_back(parent);
-    index.insert(block(count - 1 - k), parent, std::span(tokens).subspan(2 * k, 2), 0, true);
-  }
-  std::vector<block_id> found(count);
-  EXPECT_EQ(index.find_leading(identities, tokens.data(), 2, found.data()), count);
-  for (int k = 0; k < count; ++k) EXPECT_EQ(found[k], block(count - 1 - k));
-  for (const int missing : {70, 64, 32, 31, 1, 0}) {
-    index.forget(block(count - 1 - missing));
-    EXPECT_EQ(index.find_leading(identities, tokens.data(), 2, found.data()), missing);
-  }
-  EXPECT_EQ(index.find_leading({}, tokens.data(), 2, found.data()), 0);
-}
-
 TEST(PrefixIndex, IdentityIsOfParentTokensAndKeys) {
   prefix_index index = sixteen_blocks();
   const std::uint64_t zero[] = {0};

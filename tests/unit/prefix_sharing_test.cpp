@@ -49,6 +49,24 @@ PAGEDKV_BOTH_RELEASES(prefix_sharing);
 
 std::vector<table_change> changes_of(const step_plan& plan) { return {plan.table_changes.begin(), plan.table_changes.end()}; }
 
+TEST_P(prefix_sharing, ALongHitEndsAtTheFirstBlockThatIsMissing) {
+  constexpr int num_blocks = 100;  // longer than what is fetched ahead
+  kv_cache_config config = twelve_blocks_of_four;
+  config.num_blocks = num_blocks + 1;
+  config.max_tokens_per_sequence = 4 * num_blocks + 1;
+  kv_cache cache = make(config);
+  const text tokens = prompt(4 * num_blocks + 1);
+  const sequence_handle sequence = computed(cache, {.tokens = std::span(tokens).first(4 * num_blocks)});
+  const ids blocks = table_of(cache, sequence);
+  finish(cache, sequence);
+  EXPECT_EQ(found(cache, {.tokens = tokens}), 4 * num_blocks);
+  for (const int missing : {99, 70, 33, 32, 31, 17, 16, 15, 1, 0}) {
+    const block_id gone{blocks[static_cast<std::size_t>(missing)]};
+    cache.evict({&gone, 1}).value();
+    EXPECT_EQ(found(cache, {.tokens = tokens}), 4 * missing);
+  }
+}
+
 TEST_P(prefix_sharing, AHitLeavesAtLeastOneTokenAndIsRoundedDownToBlocks) {
   kv_cache cache = make();
   finish(cache, computed(cache, {.tokens = prompt(12)}));

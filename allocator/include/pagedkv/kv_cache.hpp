@@ -359,6 +359,8 @@ class kv_cache {
   [[nodiscard]] std::int32_t first_live(const group& in, std::int32_t computed) const noexcept;
   [[nodiscard]] std::span<const std::uint64_t> keys_of(const group& in, const sequence_tokens& content,
                                                        std::int32_t block) const noexcept;
+  std::int32_t look_up_blocks(std::int32_t group_index, const sequence_tokens& content, std::int32_t wanted,
+                              bool up_to_a_miss) const noexcept;
   /// The longest cached prefix; leaves each group's blocks in `found`.
   [[nodiscard]] std::int32_t look_up(const sequence_tokens& content) const noexcept;
   /// Calls use(logical block, block) for each found block that a hit of `num_tokens` references.

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <type_traits>
 
@@ -11,18 +10,37 @@
 
 namespace pagedkv {
 
-/// `size` elements, zero at first. Comes from calloc, whose large pieces the operating system commits page by page as they are
-/// touched, so a bound that is rarely reached may be generous.
+/// What an array wishes for. One that is looked up at random wants huge pages: with small ones much of a large table's time
+/// goes into translating addresses. Where the system does not grant them nothing else changes.
+enum class page_wish : std::uint8_t { any, huge };
+
+namespace detail {
+
+/// Memory that is zero at first and committed page by page as it is touched.
+struct lazy_memory {
+  void* start;              ///< Null: refused.
+  void* mapping = nullptr;  ///< What to unmap; null: `start` came from calloc.
+  std::int64_t mapping_bytes = 0;
+
+  [[nodiscard]] static lazy_memory reserve(std::int64_t num_bytes, page_wish pages) noexcept;
+  void give_back() const noexcept;
+};
+
+}  // namespace detail
+
+/// `size` elements, zero at first. The operating system commits large arrays page by page as they are touched, so a bound that
+/// is rarely reached may be generous.
 template <class T>
 class lazy_array {
   static_assert(std::is_trivially_copyable_v<T>);
 
  public:
   /// Throws `failure` (out_of_memory) with `what` when the address space is refused.
-  lazy_array(std::int64_t size, const char* what) : elements_(static_cast<T*>(std::calloc(size, sizeof(T)))) {
-    if (elements_ == nullptr) {
-      throw failure({.code = errc::out_of_memory, .what = what, .value = size * static_cast<std::int64_t>(sizeof(T))});
-    }
+  lazy_array(std::int64_t size, const char* what, page_wish pages = page_wish::any) {
+    const auto num_bytes = size * static_cast<std::int64_t>(sizeof(T));
+    const detail::lazy_memory memory = detail::lazy_memory::reserve(num_bytes, pages);
+    if (memory.start == nullptr) throw failure({.code = errc::out_of_memory, .what = what, .value = num_bytes});
+    elements_ = {static_cast<T*>(memory.start), give_back{memory}};
   }
 
   [[nodiscard]] T* data() noexcept { return elements_.get(); }
@@ -31,10 +49,11 @@ class lazy_array {
   [[nodiscard]] const T& operator[](std::int64_t index) const noexcept { return elements_.get()[index]; }
 
  private:
-  struct free_memory {
-    void operator()(T* elements) const noexcept { std::free(elements); }
+  struct give_back {
+    detail::lazy_memory memory;
+    void operator()(T*) const noexcept { memory.give_back(); }
   };
-  std::unique_ptr<T, free_memory> elements_;
+  std::unique_ptr<T, give_back> elements_;
 };
 
 }  // namespace pagedkv

@@ -41,13 +41,14 @@ class prefix_index {
 
   /// The indexed block of that identity and those very tokens, or -1. O(1).
   [[nodiscard]] block_id find(const block_identity& identity, std::span<const std::int32_t> tokens) const noexcept;
-  /// How many of consecutive blocks are found before the first that is not; writes their ids. Lines are fetched together;
-  /// `tokens` holds all the blocks' tokens.
-  std::int32_t find_leading(std::span<const block_identity> identities, const std::int32_t* tokens, std::int32_t block_size,
-                            block_id* found) const noexcept;
   /// Fetches what find() of this identity, and insert() of this block, will touch first.
   void prefetch(const block_identity& identity) const noexcept { __builtin_prefetch(&table_[tag_of(identity) & mask_], 1); }
   void prefetch(const block_identity& identity, block_id block) const noexcept;
+  /// Fetches what find() of this identity most likely compares with; reads the table's entry, which prefetch() brought.
+  void prefetch_record(const block_identity& identity) const noexcept {
+    const std::int32_t likely = table_[tag_of(identity) & mask_].block_plus_one;
+    if (likely != 0) prefetch(block_id{likely - 1});
+  }
   /// Fetches what was recorded of a block; any id will do.
   void prefetch(block_id block) const noexcept {
     __builtin_prefetch(&record_of(block));
