@@ -314,7 +314,7 @@ TEST_P(update_tables_test, RandomCases) {
   const std::uint64_t seed = seed_or(4711);
   SCOPED_TRACE(replay_hint(seed));
   random_source random(seed);
-  for (int i = 0; i < 60 && !HasFailure(); ++i) {
+  for (int i = 0; i < 150 && !HasFailure(); ++i) {
     SCOPED_TRACE("case " + std::to_string(i));
     tables_case described{.num_blocks = random.pick({2, 40}),
                           .has_null_block = random.one_in(2),
