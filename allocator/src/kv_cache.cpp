@@ -47,9 +47,9 @@ std::int64_t total_entries(const kv_cache_config& config) {
   return entries;
 }
 
-/// Between two steps an entry may change twice, by a merge and by leaving its window; and the last step's changes are still on
-/// loan.
-std::int64_t most_changes(const kv_cache_config& config) { return 2 * (config.num_blocks + 2 * total_entries(config)); }
+/// Between two steps an entry may change three times, by a merge, by leaving its window and by a truncation; and the last
+/// step's changes are still on loan.
+std::int64_t most_changes(const kv_cache_config& config) { return 2 * (config.num_blocks + 3 * total_entries(config)); }
 
 /// More tokens than slots cannot be scheduled at once.
 std::int64_t most_slots(const kv_cache_config& config) {
@@ -91,6 +91,7 @@ kv_cache::kv_cache(const kv_cache_config& config)
       lengths_(config.max_sequences),
       slots_(most_slots(config), "the step's slots do not fit: lower num_blocks"),
       table_changes_(most_changes(config), "the table changes do not fit: lower max_sequences or max_tokens_per_sequence"),
+      is_to_replace_(config.max_sequences),
       seen_(config.num_blocks),
       growths_(config.max_sequences * config.groups.size()) {
   std::int32_t largest_block = 0;
@@ -121,6 +122,8 @@ kv_cache::kv_cache(const kv_cache_config& config)
   }
   planned_.reserve(config.max_sequences * config.groups.size());
   copies_.reserve(config.max_sequences * config.groups.size());
+  replaced_rows_.reserve(config.max_sequences);
+  rows_to_replace_.reserve(config.max_sequences);
   pending_.reserve(most_pending);
   looked_at_.reserve(config.max_sequences * config.groups.size());
   released_.resize(widest_row);
@@ -142,6 +145,7 @@ result<sequence_handle> kv_cache::add() noexcept {
   free_sequences_.pop_back();
   sequences_[row] = {.generation = sequences_[row].generation + 1, .publishes = index_ != nullptr};
   for (group& in : groups_) in.rows[row] = {};
+  replace_row(row);
   return sequence_handle{row, sequences_[row].generation};
 }
 
@@ -223,6 +227,7 @@ status kv_cache::release(sequence_handle sequence, eviction_priority priority) n
   counts_.live_tokens -= sequences_[row].length;
   sequences_[row] = {.generation = sequences_[row].generation + 1};
   free_sequences_.push_back(sequence.index);
+  replace_row(sequence.index);
   return {};
 }
 
@@ -322,6 +327,10 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
   // From here on nothing fails.
   std::copy(&table_changes_[num_old_changes_], &table_changes_[num_changes_], &table_changes_[0]);
   num_changes_ -= num_old_changes_;
+  const std::int64_t num_earlier_changes = num_changes_;
+  replaced_rows_.swap(rows_to_replace_);
+  rows_to_replace_.clear();
+  for (const std::int32_t row : replaced_rows_) is_to_replace_[row] = false;
   copies_.clear();
   for (const planned_copy& copy : planned_) {
     group& in = groups_[copy.group];
@@ -369,12 +378,14 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
       }
     }
   }
+  if (num_earlier_changes > 0) renew_changes(num_earlier_changes);
   num_old_changes_ = num_changes_;
   return step_plan{.query_starts = {query_starts_.data(), entries.size() + 1},
                    .lengths = {lengths_.data(), entries.size()},
                    .slots = {slots_.data(), slots},
                    .copies = copies_,
-                   .table_changes = {table_changes_.data(), static_cast<std::size_t>(num_changes_)}};
+                   .table_changes = {table_changes_.data(), static_cast<std::size_t>(num_changes_)},
+                   .replaced_rows = replaced_rows_};
 }
 
 /// Takes blocks that are known to be available.
@@ -408,6 +419,23 @@ void kv_cache::extend(std::int32_t group_index, std::int32_t row_index, std::int
   for (std::int32_t i = 0; i < num_blocks; ++i) change_entry(group_index, row_index, row.num_blocks + i, added[i]);
   row.num_blocks += num_blocks;
   row.tail_room += num_blocks * in.config.block_size;
+}
+
+/// Lets the first changes say what their entries hold now, which others may have changed since.
+void kv_cache::renew_changes(std::int64_t num_changes) noexcept {
+  for (std::int64_t i = 0; i < num_changes; ++i) {
+    table_change& change = table_changes_[i];
+    const std::span<const block_id> row = table_row(change.row, change.group);
+    const auto column = static_cast<std::size_t>(change.logical_block);
+    change.block = column < row.size() ? row[column] : no_block;
+  }
+}
+
+/// A row's sequence began or ended: who keeps a copy of the tables reads all of it.
+void kv_cache::replace_row(std::uint32_t row) noexcept {
+  if (is_to_replace_[row]) return;
+  is_to_replace_[row] = true;
+  rows_to_replace_.push_back(static_cast<std::int32_t>(row));
 }
 
 void kv_cache::change_entry(std::int32_t group_index, std::int32_t row, std::int32_t logical_block, block_id block) noexcept {
@@ -618,9 +646,11 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
     }
   }
   const auto row = static_cast<std::int32_t>(handle.index);
-  for (group& in : groups_) {
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    group& in = groups_[g];
     row_state& state = in.rows[row];
     const std::int32_t kept = in.table.blocks_for(num_tokens);
+    for (std::int32_t k = kept; k < state.num_blocks; ++k) change_entry(static_cast<std::int32_t>(g), row, k, no_block);
     // At the lowest priority, so that no child ever ranks above its parent.
     release_row(in, row, kept, eviction_priority::low);
     state.num_blocks = kept;
@@ -914,6 +944,12 @@ result<std::span<const block_id>> kv_cache::table(sequence_handle sequence, std:
   if (group_index < 0 || group_index >= num_groups()) return invalid("there is no such group", group_index, num_groups() - 1);
   const group& in = groups_[group_index];
   return std::as_const(in.table).row(static_cast<std::int32_t>(sequence.index)).first(in.rows[sequence.index].num_blocks);
+}
+
+std::span<const block_id> kv_cache::table_row(std::int32_t row, std::int32_t group_index) const noexcept {
+  if (row < 0 || row >= config_.max_sequences || group_index < 0 || group_index >= num_groups()) return {};
+  const group& in = groups_[group_index];
+  return std::as_const(in.table).row(row).first(in.rows[row].num_blocks);
 }
 
 }  // namespace pagedkv

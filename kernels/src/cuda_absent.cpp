@@ -55,5 +55,10 @@ status gather(const kernel_context&, const layer_ref&, const gather_batch&, cons
   return absent;
 }
 
+status update_tables(const kernel_context&, const mirrored_tables&, const table_delta&, const diagnostics_ref&,
+                     cuda_stream) noexcept {
+  return absent;
+}
+
 }  // namespace cuda
 }  // namespace pagedkv

@@ -8,6 +8,7 @@
 #include <pagedkv/fill.hpp>
 #include <pagedkv/fill_slots.hpp>
 #include <pagedkv/gather.hpp>
+#include <pagedkv/update_tables.hpp>
 
 namespace pagedkv::cuda {
 
@@ -38,5 +39,8 @@ status gather(const kernel_context& context, const layer_ref& cache, const gathe
 
 status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
               const target_rows& value, const quantization& how, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+
+status update_tables(const kernel_context& context, const mirrored_tables& to, const table_delta& delta,
+                     const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv::cuda

@@ -186,7 +186,7 @@ class driver {
         mirror_(config_.groups.size()) {
     for (std::size_t g = 0; g < memory_.size(); ++g) {
       memory_[g].resize(static_cast<std::size_t>(config_.num_blocks * config_.groups[g].block_size));
-      mirror_[g].resize(static_cast<std::size_t>(config_.max_sequences) * config_.max_tokens_per_sequence);
+      mirror_[g].resize(static_cast<std::size_t>(config_.max_sequences) * config_.max_tokens_per_sequence, no_block);
     }
     for (std::vector<std::int32_t>& prompt : prompts_) {
       prompt.resize(static_cast<std::size_t>(config_.max_tokens_per_sequence));
@@ -383,7 +383,6 @@ class driver {
     for (const tracked& other : live_) check(other.handle.index != handle.index, "two sequences have one row");
     check(std::find(past_.begin(), past_.end(), handle) == past_.end(), "a handle came back");
     made.handle = handle;
-    unread_rows_.push_back(handle.index);
     live_.push_back(std::move(made));
   }
   void untrack(sequence_handle handle) {
@@ -494,6 +493,9 @@ class driver {
     same(list(plan->lengths), expected->lengths, "lengths");
     same(list(plan->slots), expected->slots, "slots");
     same(list(plan->table_changes), expected->changes, "table changes");
+    std::vector<int> replaced = list(plan->replaced_rows);
+    std::sort(replaced.begin(), replaced.end());
+    same(replaced, expected->replaced_rows, "replaced rows");
     std::vector<std::pair<int, int>> copies;
     for (const block_copy& copy : plan->copies) copies.emplace_back(to_int(copy.source), to_int(copy.destination));
     same(copies, expected->copies, "copies");
@@ -766,19 +768,38 @@ class driver {
         }
       }
     }
-    const auto width = static_cast<std::size_t>(config_.max_tokens_per_sequence);
-    for (const table_change& change : plan.table_changes)
-      mirror_[change.group][change.row * width + change.logical_block] = change.block;
-    for (const tracked& read : live_) {
-      const bool is_unread = std::find(unread_rows_.begin(), unread_rows_.end(), read.handle.index) != unread_rows_.end();
+    update_mirror(plan);
+  }
+
+  /// Rows that were replaced, then changes, in whatever order, keep a copy of the tables current, and nothing behind their
+  /// ends.
+  void update_mirror(const step_plan& plan) {
+    const std::ptrdiff_t width = config_.max_tokens_per_sequence;
+    const auto row_of = [&](int row, int g) { return mirror_[g].begin() + row * width; };
+    const auto whole_row = [&](int row, int g) {
+      const std::span<const block_id> entries = cache_.table_row(row, g);
+      std::vector<block_id> whole(entries.begin(), entries.end());
+      whole.resize(static_cast<std::size_t>(width), no_block);
+      return whole;
+    };
+    for (const std::int32_t row : plan.replaced_rows) {
+      for (int g = 0; g < reference_.num_groups(); ++g) std::ranges::copy(whole_row(row, g), row_of(row, g));
+    }
+    const bool is_backwards = random_.one_in(2);
+    for (std::size_t i = 0; i < plan.table_changes.size(); ++i) {
+      const table_change& change = plan.table_changes[is_backwards ? plan.table_changes.size() - 1 - i : i];
+      row_of(change.row, change.group)[change.logical_block] = change.block;
+    }
+    for (int row = 0; row < config_.max_sequences; ++row) {
       for (int g = 0; g < reference_.num_groups(); ++g) {
-        const std::span<const block_id> table = *cache_.table(read.handle, g);
-        const auto row = mirror_[g].begin() + static_cast<std::ptrdiff_t>(read.handle.index * width);
-        if (is_unread) std::copy(table.begin(), table.end(), row);
-        check(std::equal(table.begin(), table.end(), row), "the changes do not keep a device's tables current");
+        check(std::ranges::equal(whole_row(row, g), std::span(row_of(row, g), static_cast<std::size_t>(width))),
+              "the changes do not keep a device's tables current");
       }
     }
-    unread_rows_.clear();
+    for (const tracked& read : live_) {
+      check(cache_.table_row(static_cast<int>(read.handle.index)).data() == cache_.table(read.handle)->data(),
+            "a row is not its sequence's table");
+    }
   }
 
   // ---- comparison
@@ -867,7 +888,6 @@ class driver {
   reference_cache reference_;
   std::vector<std::vector<std::uint64_t>> memory_;  // [groups][blocks * block_size] stamps
   std::vector<std::vector<block_id>> mirror_;       // [groups][rows * width]
-  std::vector<std::uint32_t> unread_rows_;          // of sequences added since the last step
   std::vector<tracked> live_;
   std::vector<sequence_handle> past_;
   std::vector<std::int32_t> prompts_[3];

@@ -9,6 +9,7 @@
 #include <map>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <span>
 #include <utility>
 #include <vector>
@@ -53,6 +54,7 @@ class reference_cache {
     std::vector<slot_t> slots;
     std::vector<std::pair<int, int>> copies;
     std::vector<table_change> changes;
+    std::vector<int> replaced_rows;  // ascending
   };
 
   explicit reference_cache(const kv_cache_config& config) : config_(config) {
@@ -77,6 +79,7 @@ class reference_cache {
 
   void add(sequence_handle handle) {
     sequence& added = sequences_[name_of(handle)];
+    replaced_rows_.insert(static_cast<int>(handle.index));
     added.tables.resize(config_.groups.size());
     added.published.resize(config_.groups.size());
     added.says_again.resize(config_.groups.size());
@@ -114,6 +117,7 @@ class reference_cache {
   }
   void fork(sequence_handle parent, sequence_handle child) {
     const sequence& copied = sequences_[name_of(child)] = sequences_.at(name_of(parent));
+    replaced_rows_.insert(static_cast<int>(child.index));
     for (const std::vector<int>& table : copied.tables) {
       for (const int id : table) {
         if (id != null_entry) share(id);
@@ -186,6 +190,9 @@ class reference_cache {
       answer.query_starts.push_back(answer.query_starts.back() + num_tokens);
     }
     answer.changes = std::exchange(changes_, {});
+    for (table_change& change : answer.changes) change.block = entry_now(change);
+    answer.replaced_rows.assign(replaced_rows_.begin(), replaced_rows_.end());
+    replaced_rows_.clear();
     return answer;
   }
 
@@ -241,6 +248,7 @@ class reference_cache {
       }
     }
     for (int g = 0; g < num_groups(); ++g) {
+      for (int k = entries_for(g, num_tokens); k < std::ssize(shortened.tables[g]); ++k) changed(handle, g, k);
       release_entries(shortened.tables[g], entries_for(g, num_tokens), eviction_priority::low);
       const int full = num_tokens / config_.groups[g].block_size;
       events_.shortened_publications += shortened.published[g] > full;
@@ -256,6 +264,7 @@ class reference_cache {
     if (!is_live(handle)) return stale();
     for (std::vector<int>& table : at(handle).tables) release_entries(table, 0, priority);
     sequences_.erase(name_of(handle));
+    replaced_rows_.insert(static_cast<int>(handle.index));
     // Its row's next sequence does not inherit them.
     std::erase_if(changes_, [&](const table_change& change) { return change.row == static_cast<int>(handle.index); });
     return {};
@@ -657,10 +666,20 @@ class reference_cache {
 
   // ---- parts of calls
 
+  /// What the entry holds is found out by the step that reports it.
   void changed(sequence_handle handle, int g, std::ptrdiff_t logical_block) {
-    const int id = at(handle).tables[g][static_cast<std::size_t>(logical_block)];
-    changes_.push_back({g, static_cast<std::int32_t>(handle.index), static_cast<std::int32_t>(logical_block),
-                        id == null_entry ? null_block : block_id{id}});
+    changes_.push_back({g, static_cast<std::int32_t>(handle.index), static_cast<std::int32_t>(logical_block), no_block});
+  }
+
+  block_id entry_now(const table_change& change) const {
+    for (const auto& [name, live] : sequences_) {
+      if (static_cast<int>(name >> 32) != change.row) continue;
+      const std::vector<int>& table = live.tables[static_cast<std::size_t>(change.group)];
+      if (change.logical_block >= std::ssize(table)) return no_block;
+      const int id = table[static_cast<std::size_t>(change.logical_block)];
+      return id == null_entry ? null_block : block_id{id};
+    }
+    return no_block;
   }
 
   void make_tail_writable(sequence_handle handle, int g, step_answer& answer) {
@@ -788,6 +807,7 @@ class reference_cache {
   epoch_t epoch_ = 0;
   std::map<std::uint64_t, sequence> sequences_;
   std::vector<table_change> changes_;  // since the last step
+  std::set<int> replaced_rows_;        // since the last step
   cache_statistics counts_;            // its running counts
   event_counts events_;
 };

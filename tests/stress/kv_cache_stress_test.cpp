@@ -10,6 +10,7 @@
 #include <random>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <pagedkv/kv_cache.hpp>
@@ -118,6 +119,7 @@ class stress_run {
     std::uint64_t owner;  // unique over the run
     int length = 0;
     int target = 0;
+    std::size_t num_truncated = 0;  // table entries, since the last step
   };
 
   int pick(int bound) { return static_cast<int>(random_() % static_cast<std::uint64_t>(bound)); }
@@ -175,7 +177,8 @@ class stress_run {
       release(live_.size() - 1);  // preempt the latest
       return;
     }
-    std::size_t change = 0;
+    std::size_t change = 0;  // behind what truncations say
+    for (running& sequence : live_) change += std::exchange(sequence.num_truncated, 0);
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       running& sequence = live_[first + i];
       for (; change < plan->table_changes.size() && plan->table_changes[change].row == static_cast<int>(sequence.handle.index);
@@ -204,6 +207,7 @@ class stress_run {
     const int kept = pick(sequence.length + 1);
     const int kept_blocks = (kept + block_size_ - 1) / block_size_;
     return_blocks(sequence, kept_blocks);
+    sequence.num_truncated += cache_.table(sequence.handle)->size() - kept_blocks;
     ASSERT_TRUE(cache_.truncate(sequence.handle, kept));
     sequence.length = kept;
   }

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include <pagedkv/kv_cache.hpp>
@@ -250,6 +251,33 @@ TEST(KvCache, TakesItsSizesFromAPlan) {
   EXPECT_EQ(config.groups.at(0).block_size, 32);
   EXPECT_TRUE(config.has_null_block);
   EXPECT_EQ(kv_cache(config).statistics().usable_blocks, 9);
+}
+
+TEST(KvCacheStep, SaysWhichRowsAreOthersAndWhatWasTruncated) {
+  kv_cache cache({.num_blocks = 20, .groups = {{.block_size = 2}}, .max_sequences = 3, .max_tokens_per_sequence = 16});
+  const sequence_handle a = cache.add().value();
+  const sequence_handle gone = cache.add().value();
+  step_plan plan = cache.step({{a, 6}}).value();
+  EXPECT_EQ(copy(plan.replaced_rows), (ids{0, 1}));
+
+  cache.release(gone).value();
+  const sequence_handle again = cache.add().value();
+  ASSERT_EQ(again.index, gone.index);
+  cache.truncate(a, 1).value();
+  plan = cache.step({{a, 2}}).value();
+  EXPECT_EQ(copy(plan.replaced_rows), ids{1}) << "once, though its sequence ended and another began";
+  // Entry 1 was truncated and has a block again; 2 has none.
+  const block_id block = cache.table(a).value()[1];
+  EXPECT_EQ(copy(plan.table_changes), (std::vector<table_change>{{0, 0, 1, block}, {0, 0, 2, no_block}, {0, 0, 1, block}}));
+  EXPECT_EQ(cache.table_row(0).size(), 2U);
+  EXPECT_TRUE(cache.table_row(1).empty());
+
+  plan = cache.step({{a, 1}}).value();
+  EXPECT_TRUE(plan.replaced_rows.empty());
+  EXPECT_TRUE(plan.table_changes.empty());
+  for (const auto& [row, group] : std::vector<std::pair<int, int>>{{-1, 0}, {3, 0}, {0, 1}, {0, -1}}) {
+    EXPECT_TRUE(cache.table_row(row, group).empty());
+  }
 }
 
 }  // namespace

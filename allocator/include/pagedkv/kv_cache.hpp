@@ -85,7 +85,7 @@ struct table_change {
   std::int32_t group = 0;
   std::int32_t row = 0;            ///< sequence_handle::index.
   std::int32_t logical_block = 0;  ///< Column.
-  block_id block{};
+  block_id block{};                ///< null_block: left the window; no_block: truncated away.
 
   friend bool operator==(const table_change&, const table_change&) = default;
 };
@@ -96,10 +96,12 @@ struct step_plan {
   std::span<const std::int32_t> lengths;       ///< [entries]: tokens of each sequence, this step's included.
   std::span<const slot_t> slots;               ///< [groups, sum of num_tokens]: where each token's K and V go.
   std::span<const block_copy> copies;          ///< To run, by copy_blocks, before anything of this step writes.
-  /// This step's, behind those that commits made since the last step (merged duplicates, blocks that left a window); without
-  /// those of sequences that ended. Apply them first; then read the rows of sequences that were added or forked since from
-  /// table().
+  /// This step's, behind those made since the last step by commits (merged duplicates, blocks that left a window) and
+  /// truncations; without those of sequences that ended. Each says what its entry holds now, so that one that is named twice is
+  /// the same both times, and their order does not matter.
   std::span<const table_change> table_changes;
+  /// Rows whose sequence ended or began (added, forked) since the last step, each once: what they hold now is table_row()'s.
+  std::span<const std::int32_t> replaced_rows;
 
   /// One group's part of `slots`: [sum of num_tokens].
   [[nodiscard]] std::span<const slot_t> slots_of(std::int32_t group) const noexcept {
@@ -259,6 +261,8 @@ class kv_cache {
   /// A sequence's blocks in order, null where they left the window: [blocks of its length]. Borrowed until the sequence is
   /// stepped, committed, truncated or released. stale_sequence; invalid_argument: no such group.
   [[nodiscard]] result<std::span<const block_id>> table(sequence_handle sequence, std::int32_t group = 0) const noexcept;
+  /// The same of whatever sequence has a row now: empty where none has, or there is no such row or group.
+  [[nodiscard]] std::span<const block_id> table_row(std::int32_t row, std::int32_t group = 0) const noexcept;
 
   [[nodiscard]] const kv_cache_config& config() const noexcept { return config_; }
   [[nodiscard]] std::int32_t num_groups() const noexcept { return static_cast<std::int32_t>(groups_.size()); }
@@ -388,6 +392,8 @@ class kv_cache {
   void release_blocks(std::span<const block_id> blocks, eviction_priority priority) noexcept;
   void withdraw(block_id block) noexcept;
   void withdraw_all(const std::uint64_t* name_space) noexcept;
+  void renew_changes(std::int64_t num_changes) noexcept;
+  void replace_row(std::uint32_t row) noexcept;
   void change_entry(std::int32_t group_index, std::int32_t row, std::int32_t logical_block, block_id block) noexcept;
 
   kv_cache_config config_;
@@ -407,8 +413,11 @@ class kv_cache {
   lazy_array<slot_t> slots_;
   lazy_array<table_change> table_changes_;
   std::int64_t num_changes_ = 0;
-  std::int64_t num_old_changes_ = 0;   // handed out by the last step; dropped by the next
-  std::vector<planned_copy> planned_;  // [max_sequences * groups] at most
+  std::int64_t num_old_changes_ = 0;           // handed out by the last step; dropped by the next
+  std::vector<std::int32_t> replaced_rows_;    // [max_sequences] at most: handed out by the last step
+  std::vector<std::int32_t> rows_to_replace_;  // [max_sequences] at most: since then
+  std::vector<bool> is_to_replace_;            // [max_sequences]
+  std::vector<planned_copy> planned_;          // [max_sequences * groups] at most
   std::vector<block_copy> copies_;
   std::vector<publication> pending_;    // [most_pending] at most
   std::vector<group_entry> looked_at_;  // [max_sequences * groups] at most

@@ -13,6 +13,9 @@ enum class block_id : std::int32_t {};
 /// Block 0 of a pool that has a null block: padded table entries read it, nothing writes it.
 inline constexpr block_id null_block{0};
 
+/// A table entry that has no block, where that is not said by the null block: nothing is read or written through it.
+inline constexpr block_id no_block{-1};
+
 [[nodiscard]] constexpr std::int32_t to_int(block_id id) noexcept { return static_cast<std::int32_t>(id); }
 
 /// One token's place: block_id * block_size + offset inside the block. Negative: padding, skipped.

@@ -28,10 +28,14 @@ enum class fault : std::int32_t {
   slot_out_of_pool,     ///< append: value >= num_blocks * block_size.
   slot_in_null_block,   ///< append: the slot belongs to the null block.
   duplicate_slot,       ///< append: another token of the call has the same slot.
-  block_out_of_pool,    ///< gather, fill_slots: a table entry >= num_blocks; copy_blocks: such a source or destination.
+  block_out_of_pool,    ///< gather, fill_slots, update_tables: a table entry >= num_blocks; copy_blocks: such a source or
+                        ///< destination.
   position_past_table,  ///< gather, fill_slots: a position whose block the table has no entry for.
   null_block_written,   ///< copy_blocks: the null block as destination.
   duplicate_block,      ///< copy_blocks: another pair of the call has the same destination.
+  entry_past_tables,    ///< update_tables: a change or run outside the tables.
+  row_past_tables,      ///< update_tables: a batch row's row, length or query start that cannot be.
+  page_past_csr,        ///< update_tables: more pages than max_pages.
 };
 
 /// Lies in the memory kind of the call. The caller zeroes it; calls add to it.

@@ -11,11 +11,12 @@
 
 namespace pagedkv {
 
-/// What kind of answer an `error` is. The first three are pressure: ordinary, and nothing has changed.
+/// What kind of answer an `error` is. The first four are pressure: ordinary, and nothing has changed.
 enum class errc : std::uint8_t {
   out_of_blocks,     ///< Too few free blocks; `value` were needed, `limit` are available.
   out_of_sequences,  ///< All `limit` (= max_sequences) sequences are in use.
   out_of_memory,     ///< A reservation of `value` bytes failed; `limit` bytes were free.
+  busy,              ///< The device still uses all `limit` of what is needed: wait for it, then repeat the call.
   stale_sequence,    ///< The handle's sequence was released before, or never existed.
   invalid_block,     ///< A block id that is foreign, null, or already free.
   invalid_argument,  ///< `value` is outside what `what` allows.

@@ -1,0 +1,216 @@
+#include <pagedkv/table_delta.hpp>
+
+#include <algorithm>
+#include <limits>
+
+namespace pagedkv {
+namespace {
+
+error invalid(const char* what, std::int64_t value, std::int64_t limit, std::int64_t index = error::none) noexcept {
+  return {.code = errc::invalid_argument, .what = what, .value = value, .limit = limit, .index = index};
+}
+
+const table_set& checked(const table_set& tables) {
+  tables.check().value();
+  return tables;
+}
+
+/// A run of changes pays where it is shorter than they are.
+constexpr bool pays_as_run(std::int64_t num_changes, std::int64_t num_blocks) noexcept {
+  return std::int64_t{sizeof(entry_run)} + num_blocks * std::int64_t{sizeof(block_id)} <
+         num_changes * std::int64_t{sizeof(entry_change)};
+}
+
+error past_rows(std::int32_t row, const table_set& tables, std::int64_t index = error::none) noexcept {
+  return invalid("a sequence's row is past the tables: make them for more sequences", row, tables.max_sequences - 1, index);
+}
+
+/// More of them, side by side, always pay as a run.
+constexpr std::int64_t most_single_changes = 4;
+static_assert(pays_as_run(most_single_changes + 1, most_single_changes + 1));
+
+}  // namespace
+
+status table_set::check() const noexcept {
+  constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
+  if (groups.empty()) return invalid("there is at least 1 group of tables", 0, 1);
+  if (max_sequences < 1) return invalid("max_sequences must be at least 1", max_sequences, 1);
+  if (max_tokens_per_sequence < 1) return invalid("max_tokens_per_sequence must be at least 1", max_tokens_per_sequence, 1);
+  for (const auto& [block_size, kernel_block_size] : groups) {
+    if (block_size < 1) return invalid("block_size must be at least 1", block_size, 1);
+    if (kernel_block_size < 0 || (kernel_block_size > 0 && block_size % kernel_block_size != 0)) {
+      return invalid("kernel_block_size must divide block_size", kernel_block_size, block_size);
+    }
+    if (max_tokens_per_sequence > int32_max - block_size) {
+      return invalid("max_tokens_per_sequence, rounded up to blocks, must fit int32", max_tokens_per_sequence,
+                     int32_max - block_size);
+    }
+  }
+  if (num_entries() > int32_max) {
+    return invalid("the tables have too many entries: lower max_sequences or max_tokens_per_sequence", num_entries(),
+                   int32_max);
+  }
+  return {};
+}
+
+std::int64_t table_set::num_entries() const noexcept {
+  std::int64_t width_of_all = 0;
+  for (std::size_t g = 0; g < groups.size(); ++g) width_of_all += width(static_cast<std::int32_t>(g));
+  return max_sequences * width_of_all;
+}
+
+std::int64_t table_set::most_delta_bytes() const noexcept {
+  return table_delta{.num_rows = max_sequences}.num_bytes() +
+         std::int64_t{sizeof(entry_run)} * max_sequences * static_cast<std::int64_t>(groups.size()) +
+         std::int64_t{sizeof(block_id)} * num_entries();
+}
+
+table_set tables_of(const kv_cache_config& config) {
+  table_set tables{
+      .groups = {}, .max_sequences = config.max_sequences, .max_tokens_per_sequence = config.max_tokens_per_sequence};
+  for (const group_config& group : config.groups) tables.groups.push_back({.block_size = group.block_size});
+  return tables;
+}
+
+table_delta_builder::table_delta_builder(const table_set& tables)
+    : tables_(checked(tables)),
+      most_bytes_(tables.most_delta_bytes()),
+      rows_(tables.max_sequences),
+      changes_(most_bytes_ / std::int64_t{sizeof(entry_change)} + most_single_changes, "a delta's changes do not fit"),
+      runs_(most_bytes_ / std::int64_t{sizeof(entry_run)} + 1, "a delta's runs do not fit"),
+      blocks_(most_bytes_ / std::int64_t{sizeof(block_id)} + tables.max_tokens_per_sequence, "a delta's blocks do not fit"),
+      is_replaced_(tables.max_sequences) {
+  std::int32_t next = 0;
+  for (std::int32_t g = 0; g < static_cast<std::int32_t>(tables.groups.size()); ++g) {
+    first_entries_.push_back(next);
+    widths_.push_back(tables.width(g));
+    next += tables.max_sequences * tables.width(g);
+  }
+}
+
+status table_delta_builder::check(const kv_cache& cache, std::span<const step_entry> entries, const step_plan& plan,
+                                  const batch_padding& padding) const noexcept {
+  if (cache.config().groups.size() != tables_.groups.size()) {
+    return invalid("the cache has other groups than the tables", cache.num_groups(),
+                   static_cast<std::int64_t>(tables_.groups.size()));
+  }
+  for (std::size_t g = 0; g < tables_.groups.size(); ++g) {
+    if (cache.config().groups[g].block_size != tables_.groups[g].block_size) {
+      return invalid("the cache's group has another block_size than its tables", cache.config().groups[g].block_size,
+                     tables_.groups[g].block_size, static_cast<std::int64_t>(g));
+    }
+  }
+  const auto num_rows = static_cast<std::int64_t>(entries.size());
+  if (plan.lengths.size() != entries.size() || plan.query_starts.size() != entries.size() + 1) {
+    return invalid("the entries are not those of the plan", num_rows, static_cast<std::int64_t>(plan.lengths.size()));
+  }
+  if (padding.num_rows != 0 && padding.num_rows < num_rows) {
+    return invalid("a batch is padded to no fewer rows than it has", padding.num_rows, num_rows);
+  }
+  if (padding.num_tokens != 0 && padding.num_tokens < plan.query_starts.back()) {
+    return invalid("a batch is padded to no fewer tokens than it has", padding.num_tokens, plan.query_starts.back());
+  }
+  if (padding.length != 0 && padding.length != 1) return invalid("a padded row has length 0 or 1", padding.length, 1);
+  return {};
+}
+
+status table_delta_builder::begin(const kv_cache& cache, std::span<const step_entry> entries, const step_plan& plan,
+                                  const batch_padding& padding) noexcept {
+  if (status sound = check(cache, entries, plan, padding); !sound) return sound;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const batch_row row{static_cast<std::int32_t>(entries[i].sequence.index), plan.lengths[i], plan.query_starts[i]};
+    if (row.row >= tables_.max_sequences) return past_rows(row.row, tables_, static_cast<std::int64_t>(i));
+    if (row.length > tables_.max_tokens_per_sequence) {
+      return invalid("a sequence is longer than a row of the tables: make them for more tokens", row.length,
+                     tables_.max_tokens_per_sequence, static_cast<std::int64_t>(i));
+    }
+    rows_[i] = row;
+  }
+  const auto num_rows = static_cast<std::int32_t>(entries.size());
+  const std::int32_t num_tokens = plan.query_starts.back();
+  delta_ = {.rows = rows_.data(),
+            .changes = changes_.data(),
+            .runs = runs_.data(),
+            .blocks = blocks_.data(),
+            .num_rows = num_rows,
+            .num_tokens = num_tokens,
+            .padded_rows = std::max(padding.num_rows, num_rows),
+            .padded_tokens = std::max(padding.num_tokens, num_tokens),
+            .padding_length = padding.length};
+  return {};
+}
+
+result<table_delta> table_delta_builder::build(const kv_cache& cache, std::span<const step_entry> entries,
+                                               const step_plan& plan, const batch_padding& padding) noexcept {
+  if (status begun = begin(cache, entries, plan, padding); !begun) return begun.error();
+  for (const std::int32_t row : plan.replaced_rows) {
+    if (status added = add_row(cache, row); !added) return added.error();
+  }
+  const auto mark = [&](std::uint8_t is_replaced) {
+    for (const std::int32_t row : plan.replaced_rows) {
+      if (row < tables_.max_sequences) is_replaced_[row] = is_replaced;
+    }
+  };
+  mark(1);
+  const status added = add_changes(plan.table_changes);
+  mark(0);
+  if (!added) return added.error();
+  return delta_.num_bytes() <= most_bytes_ ? delta_ : build_whole(cache, entries, plan, padding);
+}
+
+result<table_delta> table_delta_builder::build_whole(const kv_cache& cache, std::span<const step_entry> entries,
+                                                     const step_plan& plan, const batch_padding& padding) noexcept {
+  if (status begun = begin(cache, entries, plan, padding); !begun) return begun.error();
+  for (std::int32_t row = 0; row < cache.config().max_sequences; ++row) {
+    if (status added = add_row(cache, row); !added) return added.error();
+  }
+  return delta_;
+}
+
+/// A whole row: what its sequence holds, and nothing behind that. An empty row needs no place.
+status table_delta_builder::add_row(const kv_cache& cache, std::int32_t row) noexcept {
+  if (row >= tables_.max_sequences) return cache.table_row(row).empty() ? status{} : past_rows(row, tables_);
+  for (std::int32_t g = 0; g < cache.num_groups(); ++g) {
+    const std::span<const block_id> entries = cache.table_row(row, g);
+    const auto num_blocks = static_cast<std::int32_t>(entries.size());
+    if (num_blocks > widths_[g]) {
+      return invalid("a sequence is longer than a row of the tables: make them for more tokens", num_blocks, widths_[g], row);
+    }
+    runs_[delta_.num_runs++] = {entry_of(g, row, 0), num_blocks, widths_[g] - num_blocks, delta_.num_blocks};
+    std::copy(entries.begin(), entries.end(), &blocks_[delta_.num_blocks]);
+    delta_.num_blocks += num_blocks;
+  }
+  return {};
+}
+
+/// Stops, too large, where all tables would be smaller.
+status table_delta_builder::add_changes(std::span<const table_change> changes) noexcept {
+  for (std::size_t first = 0, end = 0; first < changes.size(); first = end) {
+    const auto [group, row, column, block] = changes[first];
+    std::int32_t num_blocks = block != no_block;  // leading ones that hold something
+    for (end = first + 1; end < changes.size(); ++end) {
+      const auto length = static_cast<std::int32_t>(end - first);
+      const table_change& next = changes[end];
+      if (next.group != group || next.row != row || next.logical_block != column + length) break;
+      if (next.block != no_block) num_blocks = length + 1;
+    }
+    const auto num_changes = static_cast<std::int32_t>(end - first);
+    if (row >= tables_.max_sequences) return past_rows(row, tables_);
+    if (is_replaced_[row] != 0) continue;
+    if (column + num_changes > widths_[group]) {
+      return invalid("a sequence is longer than a row of the tables: make them for more tokens", column + num_changes,
+                     widths_[group], row);
+    }
+    const std::int32_t entry = entry_of(group, row, column);
+    if (pays_as_run(num_changes, num_blocks)) {
+      runs_[delta_.num_runs++] = {entry, num_blocks, num_changes - num_blocks, delta_.num_blocks};
+      for (std::int32_t i = 0; i < num_blocks; ++i) blocks_[delta_.num_blocks++] = changes[first + i].block;
+    } else {
+      for (std::int32_t i = 0; i < num_changes; ++i) changes_[delta_.num_changes++] = {entry + i, changes[first + i].block};
+    }
+    if (delta_.num_bytes() > most_bytes_) return {};
+  }
+  return {};
+}
+
+}  // namespace pagedkv

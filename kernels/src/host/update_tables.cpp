@@ -1,0 +1,190 @@
+#include <pagedkv/update_tables.hpp>
+
+#include <algorithm>
+
+#include "cuda_backend.hpp"
+#include "host/block_tables.hpp"
+#include "refusal.hpp"
+
+namespace pagedkv {
+namespace {
+
+status check(const mirrored_tables& to, const table_delta& delta) noexcept {
+  for (const std::int32_t count : {delta.num_rows, delta.num_changes, delta.num_runs, delta.num_blocks, delta.num_tokens}) {
+    if (count < 0) return invalid("the counts of a delta must not be negative", count, 0);
+  }
+  const auto missing = [](const void* pointer, std::int64_t count) { return count > 0 && pointer == nullptr; };
+  if (missing(delta.rows, delta.num_rows) || missing(delta.changes, delta.num_changes) || missing(delta.runs, delta.num_runs) ||
+      missing(delta.blocks, delta.num_blocks)) {
+    return invalid("a part of the delta is null");
+  }
+  if (delta.padded_rows < delta.num_rows) {
+    return invalid("a batch is padded to no fewer rows than it has", delta.padded_rows, delta.num_rows);
+  }
+  if (delta.padded_rows > to.max_rows) {
+    return invalid("the tables were made for batches of fewer rows", delta.padded_rows, to.max_rows);
+  }
+  if (delta.padded_tokens < delta.num_tokens) {
+    return invalid("a batch is padded to no fewer tokens than it has", delta.padded_tokens, delta.num_tokens);
+  }
+  if (delta.padded_tokens > to.max_tokens) {
+    return invalid("the tables were made for batches of fewer tokens", delta.padded_tokens, to.max_tokens);
+  }
+  if (delta.padding_length != 0 && delta.padding_length != 1) {
+    return invalid("a padded row has length 0 or 1", delta.padding_length, 1);
+  }
+  if (delta.padding_length == 1 && to.unused != null_block) {
+    return invalid("a padded row of length 1 reads the null block: let unused entries hold it", to_int(to.unused));
+  }
+  if (to.unused != no_block && (to.unused != null_block || !to.has_null_block)) {
+    return invalid("unused entries hold no_block, or the null block where there is one", to_int(to.unused));
+  }
+  if (to.entries == nullptr || to.rows == nullptr || to.lengths == nullptr || to.former_lengths == nullptr ||
+      to.query_starts == nullptr) {
+    return invalid("a part of the tables is null");
+  }
+  for (const mirrored_group& group : to.groups) {
+    if (group.block_size < 1 || group.kernel_block_size < 1 || group.block_size % group.kernel_block_size != 0) {
+      return invalid("kernel_block_size must divide block_size", group.kernel_block_size, group.block_size);
+    }
+    if (to.max_length > std::int64_t{group.table_width} * group.block_size) {
+      return invalid("max_length must fit a table's row", to.max_length, std::int64_t{group.table_width} * group.block_size);
+    }
+    const bool has_pages = group.page_starts != nullptr;
+    if (group.slots == nullptr || has_pages != (group.pages != nullptr) || has_pages != (group.last_page_lengths != nullptr)) {
+      return invalid("a group has slots, and all parts of the CSR form or none");
+    }
+  }
+  return {};
+}
+
+class host_update {
+ public:
+  host_update(const mirrored_tables& to, const table_delta& delta, diagnostics* report) noexcept
+      : to_(to), delta_(delta), report_(report) {}
+
+  void apply_changes() const noexcept {
+    for (std::int32_t i = 0; i < delta_.num_changes; ++i) {
+      const auto [entry, block] = delta_.changes[i];
+      if (entry < 0 || entry >= to_.num_entries) {
+        refuse(fault::entry_past_tables, i, entry);
+      } else {
+        to_.entries[entry] = checked(block, i);
+      }
+    }
+    for (std::int32_t i = 0; i < delta_.num_runs; ++i) {
+      const auto [first, num_blocks, num_unused, first_block] = delta_.runs[i];
+      if (first < 0 || num_blocks < 0 || num_unused < 0 || num_blocks > to_.num_entries - first ||
+          num_unused > to_.num_entries - first - num_blocks || first_block < 0 ||
+          num_blocks > delta_.num_blocks - first_block) {
+        refuse(fault::entry_past_tables, i, first);
+        continue;
+      }
+      for (std::int32_t k = 0; k < num_blocks; ++k) to_.entries[first + k] = checked(delta_.blocks[first_block + k], i);
+      std::fill_n(to_.entries + first + num_blocks, num_unused, to_.unused);
+    }
+  }
+
+  void write_rows() const noexcept {
+    std::copy_n(to_.lengths, delta_.padded_rows, to_.former_lengths);
+    for (std::int32_t b = 0; b < delta_.padded_rows; ++b) {
+      to_.rows[b] = -1;
+      to_.lengths[b] = delta_.padding_length;
+      to_.query_starts[b] = delta_.num_tokens;
+      if (b >= delta_.num_rows) continue;
+      const auto [row, length, query_start] = delta_.rows[b];
+      if (row < 0 || row >= to_.max_sequences) {
+        refuse(fault::row_past_tables, b, row);
+      } else if (length < 0 || length > to_.max_length) {
+        refuse(fault::row_past_tables, b, length);
+      } else if (query_start < 0 || query_start > delta_.num_tokens) {
+        refuse(fault::row_past_tables, b, query_start);
+      } else {
+        to_.rows[b] = row;
+        to_.lengths[b] = length;
+        to_.query_starts[b] = query_start;
+      }
+    }
+    to_.query_starts[delta_.padded_rows] = delta_.num_tokens;
+  }
+
+  void write_slots(const mirrored_group& group) const noexcept {
+    const host::block_tables tables{.tables = to_.entries + group.first_entry,
+                                    .width = group.table_width,
+                                    .first_block = to_.has_null_block ? 1 : 0,
+                                    .num_blocks = to_.num_blocks,
+                                    .block_size = group.block_size};
+    for (std::int32_t token = 0, b = 0; token < delta_.padded_tokens; ++token) {
+      while (b < delta_.padded_rows && to_.query_starts[b + 1] <= token) ++b;
+      const bool is_padding = b == delta_.padded_rows || to_.rows[b] < 0;
+      const std::int64_t position = is_padding ? 0 : std::int64_t{to_.lengths[b]} - to_.query_starts[b + 1] + token;
+      group.slots[token] = is_padding ? padding_slot : tables.find_slot(to_.rows[b], position, token, report_);
+    }
+  }
+
+  void write_tables(const mirrored_group& group) const noexcept {
+    const std::int32_t per_entry = group.block_size / group.kernel_block_size;
+    const std::int64_t width = std::int64_t{group.table_width} * per_entry;
+    const std::int32_t first_block = to_.has_null_block ? 1 : 0;
+    std::int64_t next_page = 0;
+    for (std::int32_t b = 0; b < delta_.padded_rows; ++b) {
+      const std::int32_t length = to_.lengths[b];
+      const auto column = [&](std::int32_t c) {
+        const std::int32_t entry = to_int(
+            to_.rows[b] < 0 ? to_.unused : to_.entries[group.first_entry + to_.rows[b] * group.table_width + c / per_entry]);
+        return entry < first_block ? entry : entry * per_entry + c % per_entry;
+      };
+      if (group.batch_tables != nullptr) {
+        const std::int32_t blocks = blocks_of(std::max(length, to_.former_lengths[b]), group.block_size);
+        for (std::int32_t c = 0; c < blocks * per_entry; ++c) group.batch_tables[b * width + c] = column(c);
+      }
+      if (group.page_starts != nullptr) {
+        const std::int32_t num_pages = blocks_of(length, group.kernel_block_size);
+        group.page_starts[b] = static_cast<std::int32_t>(next_page);
+        group.last_page_lengths[b] = num_pages == 0 ? 0 : length - (num_pages - 1) * group.kernel_block_size;
+        for (std::int32_t c = 0; c < num_pages; ++c, ++next_page) {
+          if (next_page < group.max_pages) {
+            group.pages[next_page] = column(c);
+          } else {
+            refuse(fault::page_past_csr, b, next_page);
+          }
+        }
+      }
+    }
+    if (group.page_starts != nullptr) group.page_starts[delta_.padded_rows] = static_cast<std::int32_t>(next_page);
+  }
+
+ private:
+  static std::int32_t blocks_of(std::int32_t length, std::int32_t size) noexcept { return (length + size - 1) / size; }
+  void refuse(fault kind, std::int64_t index, std::int64_t value) const noexcept {
+    if (report_ != nullptr) host::count(*report_, kind, index, value);
+  }
+  block_id checked(block_id block, std::int32_t index) const noexcept {
+    if (to_int(block) >= 0 && to_int(block) < to_.num_blocks) return block;
+    if (block != no_block) refuse(fault::block_out_of_pool, index, to_int(block));
+    return to_.unused;
+  }
+
+  const mirrored_tables& to_;
+  const table_delta& delta_;
+  diagnostics* report_;
+};
+
+}  // namespace
+
+status update_tables(const kernel_context& context, const mirrored_tables& to, const table_delta& delta,
+                     const diagnostics_ref& faults, cuda_stream stream) noexcept {
+  if (status sound = check(to, delta); !sound) return sound;
+  if (to.memory == memory_kind::cuda) return cuda::update_tables(context, to, delta, faults, stream);
+
+  const host_update update(to, delta, faults.report);
+  update.apply_changes();
+  update.write_rows();
+  for (const mirrored_group& group : to.groups) {
+    update.write_slots(group);
+    update.write_tables(group);
+  }
+  return {};
+}
+
+}  // namespace pagedkv

@@ -1,0 +1,383 @@
+#include <numeric>
+#include <optional>
+
+#include "../kernels/fault_report.hpp"
+#include "../kernels/random.hpp"
+#include "../seed.hpp"
+#include "mirrored.hpp"
+
+namespace pagedkv::testing {
+namespace {
+
+using table_mirror_test = kernel_test;
+PAGEDKV_KERNEL_SUITE(table_mirror_test);
+
+/// An engine's calls in random order. All sequences are of one text, so that they share and merge and nobody contradicts
+/// anybody.
+class random_run {
+ public:
+  random_run(const backend& where, std::uint64_t seed)
+      : where_(where),
+        random_(seed),
+        config_(random_config()),
+        cache_(config_),
+        mirror_config_(random_mirror()),
+        builder_(mirror_config_.tables),
+        mirror_(reserve(where, mirror_config_).value()),
+        addresses_(addresses(mirror_.view())),
+        text_(static_cast<std::size_t>(config_.max_tokens_per_sequence)) {
+    std::iota(text_.begin(), text_.end(), 1);
+  }
+
+  void operate() {
+    switch (random_.below(10)) {
+      case 0: add(); break;
+      case 1:
+        if (!live_.empty()) add(cache_.fork(any()));
+        break;
+      case 2:
+        if (!live_.empty()) release(static_cast<std::size_t>(random_.below(std::ssize(live_))));
+        break;
+      case 3:
+        if (!live_.empty()) {
+          const sequence_handle sequence = any();
+          const std::int32_t length = cache_.length(sequence).value();
+          (void)cache_.truncate(sequence,
+                                length - static_cast<std::int32_t>(random_.below(random_.one_in(2) ? 3 : length + 1)));
+        }
+        break;
+      case 4: commit(); break;
+      default: step(); break;
+    }
+  }
+  [[nodiscard]] int num_steps() const { return num_steps_; }
+
+ private:
+  kv_cache_config random_config() {
+    kv_cache_config config{.num_blocks = random_.pick({20, 60, 200}),
+                           .groups = {},
+                           .has_null_block = !random_.one_in(3),
+                           .max_sequences = random_.pick({1, 4, 9}),
+                           .max_tokens_per_sequence = random_.pick({7, 40, 150}),
+                           .prefix_sharing = random_.one_in(2),
+                           .deferred_release = false};
+    for (std::int64_t groups = 1 + random_.below(3); groups > 0; --groups) {
+      group_config group{.block_size = random_.pick({1, 2, 4, 6, 16})};
+      if (config.has_null_block && random_.one_in(2)) group.window = random_.pick({1, 3, 10});
+      config.groups.push_back(group);
+    }
+    return config;
+  }
+  table_mirror_config random_mirror() {
+    table_mirror_config config = mirror_of(config_, config_.max_sequences * config_.max_tokens_per_sequence);
+    if (random_.one_in(3)) config.unused = no_block;
+    config.max_batch_rows += random_.pick({0, 3});
+    config.has_batch_tables = !random_.one_in(4);
+    if (!random_.one_in(3)) config.max_csr_entries = config.max_batch_rows * (config_.max_tokens_per_sequence + 1);
+    for (table_shape& group : config.tables.groups) {
+      if (group.block_size % 2 == 0 && random_.one_in(2)) group.kernel_block_size = group.block_size / 2;
+    }
+    config.num_staging_buffers = random_.pick({1, 3});
+    config.direct_bytes = random_.pick({0, 200, 1 << 20});
+    return config;
+  }
+
+  sequence_handle any() { return live_[static_cast<std::size_t>(random_.below(std::ssize(live_)))]; }
+  void add(const result<sequence_handle>& added) {
+    if (added) live_.push_back(*added);
+  }
+  void add() {
+    const std::int64_t num_tokens = random_.below(config_.max_tokens_per_sequence + 1);
+    if (num_tokens == 0) return add(cache_.add());
+    const auto added = cache_.add({.tokens = std::span(text_).first(static_cast<std::size_t>(num_tokens))});
+    if (added) live_.push_back(added->sequence);
+  }
+  void release(std::size_t index) {
+    cache_.release(live_[index]).value();
+    live_.erase(live_.begin() + static_cast<std::ptrdiff_t>(index));
+  }
+  void commit() {
+    std::vector<commit_entry> entries;
+    for (const sequence_handle sequence : live_) {
+      const auto length = static_cast<std::size_t>(cache_.length(sequence).value());
+      if (random_.one_in(2)) entries.push_back({sequence, {.tokens = std::span(text_).first(length)}});
+    }
+    cache_.commit(entries).value();
+  }
+
+  void step() {
+    std::vector<step_entry> entries;
+    for (const sequence_handle sequence : live_) {
+      const std::int32_t room = config_.max_tokens_per_sequence - cache_.length(sequence).value();
+      if (room == 0 || random_.one_in(3)) continue;
+      entries.push_back({sequence, random_.one_in(2) ? 1 : 1 + static_cast<std::int32_t>(random_.below(room))});
+    }
+    const result<step_plan> plan = cache_.step(entries);
+    if (!plan) {
+      ASSERT_EQ(plan.error().code, errc::out_of_blocks);
+      return release(0);
+    }
+    ++num_steps_;
+    batch_padding padding{.length = mirror_config_.unused == null_block && random_.one_in(2) ? 1 : 0};
+    const auto num_rows = static_cast<std::int32_t>(entries.size());
+    if (random_.one_in(2)) {
+      padding.num_rows = num_rows + static_cast<std::int32_t>(random_.below(mirror_config_.max_batch_rows - num_rows + 1));
+      padding.num_tokens = plan->query_starts.back() + static_cast<std::int32_t>(random_.below(5));
+      padding.num_tokens = std::min(padding.num_tokens, mirror_config_.max_batch_tokens);
+    }
+    if (random_.one_in(20)) return;  // a delta that gets lost
+    const bool is_lost = num_steps_ != last_applied_ + 1;
+    const result<table_delta> delta =
+        is_lost ? builder_.build_whole(cache_, entries, *plan, padding) : builder_.build(cache_, entries, *plan, padding);
+    ASSERT_TRUE(delta) << delta.error().message();
+    if (!is_lost) expect_small(*plan, *delta);
+    if (random_.one_in(10)) mirror_ = table_mirror(std::move(mirror_));
+    const fault_report faults(where_, 1, false);
+    status applied = mirror_.apply({random_.pick({1, 4})}, *delta, faults.ref(), nullptr);
+    if (!applied && applied.error().code == errc::busy) {
+      mirror_.wait_for_staging().value();
+      applied = mirror_.apply({}, *delta, faults.ref(), nullptr);
+    }
+    ASSERT_TRUE(applied) << applied.error().message();
+    last_applied_ = num_steps_;
+    EXPECT_EQ(faults.read().count, 0U);
+    expect_equal(where_, mirror_.view(), cache_, entries, *plan, *delta);
+    EXPECT_EQ(addresses(mirror_.view()), addresses_);
+  }
+
+  /// At most 12 bytes per batch row and 16 per changed entry, rows that are others now apart.
+  void expect_small(const step_plan& plan, const table_delta& delta) const {
+    std::int64_t most = std::int64_t{12} * delta.num_rows + std::int64_t{16} * std::ssize(plan.table_changes);
+    for (const std::int32_t row : plan.replaced_rows) {
+      for (std::int32_t g = 0; g < cache_.num_groups(); ++g) most += 16 + 4 * std::ssize(cache_.table_row(row, g));
+    }
+    EXPECT_LE(delta.num_bytes(), most);
+    EXPECT_LE(delta.num_bytes(), mirror_config_.tables.most_delta_bytes());
+  }
+
+  const backend& where_;
+  random_source random_;
+  kv_cache_config config_;
+  kv_cache cache_;
+  table_mirror_config mirror_config_;
+  table_delta_builder builder_;
+  table_mirror mirror_;
+  std::vector<const void*> addresses_;
+  ints text_;
+  std::vector<sequence_handle> live_;
+  int num_steps_ = 0;
+  int last_applied_ = 0;
+};
+
+TEST_P(table_mirror_test, EqualsTheManagerAfterEveryStepOfARandomRun) {
+  const std::uint64_t first = seed_or(90);
+  int num_steps = 0;
+  for (std::uint64_t seed = first; seed < first + 150 && !HasFailure(); ++seed) {
+    SCOPED_TRACE(replay_hint(seed));
+    random_run run(where(), seed);
+    for (int i = 0; i < 60 && !HasFailure(); ++i) run.operate();
+    num_steps += run.num_steps();
+  }
+  if (HasFailure()) return;
+  EXPECT_GT(num_steps, 2'000) << "too few steps to have tested anything";
+}
+
+kv_cache_config small_cache() {
+  return {.num_blocks = 40, .groups = {{.block_size = 4}}, .max_sequences = 4, .max_tokens_per_sequence = 16};
+}
+
+/// A cache, its mirror, and what joins them.
+struct mirrored_cache {
+  mirrored_cache(const backend& memory, const kv_cache_config& config)
+      : mirrored_cache(memory, config, mirror_of(config, 64)) {}
+  mirrored_cache(const backend& memory, const kv_cache_config& config, const table_mirror_config& mirrored)
+      : where(memory), cache(config), builder(mirrored.tables), mirror(reserve(memory, mirrored).value()) {}
+
+  void step(const std::vector<step_entry>& entries, const batch_padding& padding = {}) {
+    const step_plan plan = cache.step(entries).value();
+    const table_delta delta = builder.build(cache, entries, plan, padding).value();
+    mirror.apply({}, delta, {}, nullptr).value();
+    expect_equal(where, mirror.view(), cache, entries, plan, delta);
+  }
+  [[nodiscard]] ints row(std::int32_t index) const {
+    const std::int32_t width = mirror.view().groups[0].table_width;
+    return read(where, reinterpret_cast<const std::int32_t*>(mirror.view().entries) + index * width, width);
+  }
+
+  const backend& where;
+  kv_cache cache;
+  table_delta_builder builder;
+  table_mirror mirror;
+};
+
+TEST_P(table_mirror_test, ADepartedRowKeepsNothing) {
+  mirrored_cache with(where(), small_cache());
+  const sequence_handle stays = with.cache.add().value();
+  const sequence_handle goes = with.cache.add().value();
+  with.step({{stays, 5}, {goes, 16}});
+  EXPECT_EQ(with.row(1), (ints{3, 4, 5, 6}));
+  with.cache.release(goes).value();
+  with.step({{stays, 1}});
+  EXPECT_EQ(with.row(1), ints(4, 0));
+
+  // Nor does a row whose next sequence is shorter, or whose sequence came and went between two steps.
+  const sequence_handle next = with.cache.add().value();
+  ASSERT_EQ(next.index, 1U);
+  with.step({{next, 16}});
+  with.cache.release(next).value();
+  const sequence_handle shorter = with.cache.add().value();
+  with.step({{shorter, 1}});
+  with.cache.release(with.cache.add().value()).value();
+  with.cache.truncate(stays, 1).value();
+  with.step({});
+  EXPECT_EQ(with.row(0), (ints{1, 0, 0, 0}));
+  EXPECT_EQ(with.row(2), ints(4, 0));
+}
+
+TEST_P(table_mirror_test, StaleColumnsOfALargerBatchAreGone) {
+  // A row of the batch was long; then it is padding, then a short sequence's.
+  table_mirror_config config = mirror_of(small_cache(), 64);
+  config.tables.groups[0].kernel_block_size = 2;
+  config.max_csr_entries = 100;
+  mirrored_cache with(where(), small_cache(), config);
+  const sequence_handle a = with.cache.add().value();
+  const sequence_handle b = with.cache.add().value();
+  with.step({{a, 16}, {b, 15}});
+  with.cache.truncate(a, 2).value();
+  with.step({{a, 1}}, {.num_rows = 1});
+  with.step({{a, 1}}, {.num_rows = 4, .num_tokens = 9, .length = 1});
+  with.step({{b, 1}}, {.num_rows = 2});
+  with.step({}, {.num_rows = 2, .length = 0});
+}
+
+TEST_P(table_mirror_test, WhatADecodeStepUploadsDoesNotGrowWithContext) {
+  kv_cache_config config{
+      .num_blocks = 4'000, .groups = {{.block_size = 4}}, .max_sequences = 8, .max_tokens_per_sequence = 1'600};
+  kv_cache cache(config);
+  table_delta_builder builder(tables_of(config));
+  std::vector<step_entry> decode;
+  std::vector<step_entry> prompts;
+  for (int i = 0; i < 8; ++i) {
+    decode.push_back({cache.add().value(), 1});
+    prompts.push_back({decode.back().sequence, 4});
+  }
+  const auto bytes_of = [&](const std::vector<step_entry>& entries) {
+    const step_plan plan = cache.step(entries).value();
+    return builder.build(cache, entries, plan).value().num_bytes();
+  };
+  // Prompts are new rows: a run of one block each. Then every sequence takes a block every fourth token.
+  EXPECT_EQ(bytes_of(prompts), 8 * (12 + 16 + 4));
+  for (int step = 0; step < 1'500; ++step) EXPECT_EQ(bytes_of(decode), step % 4 == 0 ? 8 * (12 + 8) : 8 * 12);
+  for (const step_entry& entry : decode) cache.truncate(entry.sequence, 0).value();
+  EXPECT_EQ(bytes_of({}), 8 * 16) << "a truncation is one run, however long";
+  // A chunk of a prompt is a run too.
+  EXPECT_EQ(bytes_of({{decode[0].sequence, 400}}), 12 + 16 + 100 * 4);
+}
+
+TEST_P(table_mirror_test, MoreChangesThanEntriesBecomeTheWholeTables) {
+  const kv_cache_config config{
+      .num_blocks = 40, .groups = {{.block_size = 1}}, .max_sequences = 4, .max_tokens_per_sequence = 4};
+  mirrored_cache with(where(), config);
+  std::vector<step_entry> all;
+  for (int i = 0; i < 4; ++i) all.push_back({with.cache.add().value(), 4});
+  with.step(all);
+  for (const step_entry& entry : all) with.cache.truncate(entry.sequence, 0).value();
+  const step_plan plan = with.cache.step(all).value();
+  ASSERT_EQ(plan.table_changes.size(), 32U);
+  const table_delta delta = with.builder.build(with.cache, all, plan).value();
+  EXPECT_EQ(delta.num_bytes(), tables_of(config).most_delta_bytes());
+  EXPECT_EQ(delta.num_changes, 0);
+  with.mirror.apply({}, delta, {}, nullptr).value();
+  expect_equal(where(), with.mirror.view(), with.cache, all, plan, delta);
+}
+
+TEST_P(table_mirror_test, OneDeltaServesSeveralMirrors) {
+  const kv_cache_config config = small_cache();
+  mirrored_cache with(where(), config);
+  table_mirror second = reserve(where(), mirror_of(config, 64)).value();
+  table_mirror on_host = table_mirror::reserve_host(mirror_of(config, 64)).value();
+  std::vector<step_entry> entries{{with.cache.add().value(), 9}, {with.cache.add().value(), 2}};
+  const step_plan plan = with.cache.step(entries).value();
+  const table_delta delta = with.builder.build(with.cache, entries, plan).value();
+  for (table_mirror* mirror : {&with.mirror, &second, &on_host}) mirror->apply({}, delta, {}, nullptr).value();
+  expect_equal(where(), with.mirror.view(), with.cache, entries, plan, delta);
+  expect_equal(where(), second.view(), with.cache, entries, plan, delta);
+  EXPECT_EQ(on_host.view().groups[0].slots[0], plan.slots[0]);
+}
+
+TEST_P(table_mirror_test, WhatDoesNotFitIsRefusedAndNothingWritten) {
+  kv_cache_config small = small_cache();
+  small.max_sequences = 2;
+  small.max_tokens_per_sequence = 8;
+  table_mirror_config config = mirror_of(small, 64);
+  config.max_csr_entries = 3;
+  mirrored_cache with(where(), small_cache(), config);  // the cache allows more than its mirror
+  const sequence_handle a = with.cache.add().value();
+  const sequence_handle b = with.cache.add().value();
+  with.step({{a, 8}});
+  const auto before = read(where(), with.mirror.view().entries, with.mirror.view().num_entries);
+
+  const auto refused = [&](const std::vector<step_entry>& entries, std::int64_t value, std::int64_t limit,
+                           const batch_padding& padding = {}) {
+    const step_plan plan = with.cache.step(entries).value();
+    const auto delta = with.builder.build(with.cache, entries, plan, padding);
+    status answer = delta ? with.mirror.apply({}, *delta, {}, nullptr) : status(delta.error());
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    EXPECT_EQ(answer.error().value, value) << answer.error().message();
+    EXPECT_EQ(answer.error().limit, limit) << answer.error().message();
+    EXPECT_EQ(read(where(), with.mirror.view().entries, with.mirror.view().num_entries), before);
+    EXPECT_EQ(read(where(), with.mirror.view().lengths, 2), (ints{8, 0}));
+  };
+  refused({{b, 7}, {a, 1}}, 9, 8);  // longer than a row
+  with.cache.truncate(a, 8).value();
+  refused({{b, 1}}, 2, 1, {.num_rows = 1, .length = 2});  // a padding length
+  refused({}, -1, 0, {.num_rows = -1});                   // a padding
+  const sequence_handle c = with.cache.add().value();
+  refused({{c, 1}}, 2, 1);  // a row past the tables
+  with.cache.release(c).value();
+  refused({}, 3, 2, {.num_rows = 3});       // more rows than the mirror's batches
+  refused({}, 65, 64, {.num_tokens = 65});  // more tokens
+}
+
+TEST_P(table_mirror_test, MorePagesThanTheCsrFormHoldsAreRefused) {
+  table_mirror_config config = mirror_of(small_cache(), 64);
+  config.max_csr_entries = 3;
+  mirrored_cache with(where(), small_cache(), config);
+  const std::vector<step_entry> entries{{with.cache.add().value(), 8}, {with.cache.add().value(), 5}};
+  const step_plan plan = with.cache.step(entries).value();
+  const table_delta delta = with.builder.build(with.cache, entries, plan).value();
+  const status answer = with.mirror.apply({}, delta, {}, nullptr);
+  ASSERT_FALSE(answer);
+  EXPECT_EQ(answer.error().value, 4);
+  EXPECT_EQ(answer.error().limit, 3);
+  EXPECT_EQ(with.row(0), ints(4, 0));
+}
+
+TEST_P(table_mirror_test, ConfigurationsThatCannotBeAreRefused) {
+  const auto refused = [&](auto spoil) {
+    table_mirror_config config = mirror_of(small_cache(), 64);
+    spoil(config);
+    const result<table_mirror> answer = reserve(where(), config);
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().code, errc::invalid_argument) << answer.error().message();
+  };
+  refused([](auto& c) { c.tables.groups.clear(); });
+  refused([](auto& c) { c.tables.max_sequences = 0; });
+  refused([](auto& c) { c.tables.max_tokens_per_sequence = 0; });
+  refused([](auto& c) { c.tables.max_tokens_per_sequence = INT32_MAX - 3; });
+  refused([](auto& c) { c.tables.max_sequences = INT32_MAX / 4 + 1; });
+  refused([](auto& c) { c.tables.groups[0].block_size = 0; });
+  refused([](auto& c) { c.tables.groups[0].kernel_block_size = 3; });
+  refused([](auto& c) { c.tables.groups[0].kernel_block_size = -1; });
+  refused([](auto& c) { c.num_blocks = 0; });
+  refused([](auto& c) { c.unused = block_id{1}; });
+  refused([](auto& c) { c.has_null_block = false; });
+  refused([](auto& c) { c.max_batch_rows = 0; });
+  refused([](auto& c) { c.max_batch_tokens = 0; });
+  refused([](auto& c) { c.max_csr_entries = -1; });
+  refused([](auto& c) { c.num_staging_buffers = 0; });
+}
+
+}  // namespace
+}  // namespace pagedkv::testing
