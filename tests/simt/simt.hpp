@@ -1,18 +1,18 @@
 /// @file
 /// Runs CUDA sources on the CPU. g++ compiles the .cu text with this header included first: it gives the device's builtins
 /// and intrinsics their host meaning, and cudaLaunchKernelEx a loop over all threads. The rest of the runtime that the
-/// library uses is in runtime.cpp, with the real signatures, over heap memory that AddressSanitizer watches.
-///
-/// Kernels without barriers only: each CUDA thread is a plain call that runs to its end, one after another. So what two
-/// threads do to each other at the same time is not seen; that their order does not matter is tested by reversing it.
+/// library uses has the real signatures, over memory that AddressSanitizer watches. README.md says what is seen and what not.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <tuple>
 #include <utility>
+
+#include "sanitizers.hpp"
 
 // NOLINTBEGIN(readability-identifier-naming,bugprone-reserved-identifier): the names are CUDA's.
 #ifndef __launch_bounds__
@@ -22,17 +22,24 @@
 /// What the library's public CUDA entries expand on every pointer they are given.
 #define PAGEDKV_REQUIRE_DEVICE_POINTER(pointer) ::simt::require_device_pointer(pointer, __FILE__, __LINE__)
 
-// The device's builtin variables; the executor sets them before each call of a kernel.
+/// What the library's next launch by this host thread is called.
+#define PAGEDKV_NAME_KERNEL(call) ::simt::name_kernel(call)
+
+/// The block's dynamic shared memory, as kernels declare it.
+#define PAGEDKV_SHARED(type, name) type* const name = static_cast<type*>(::simt::shared_memory())
+
+// The device's builtin variables; the executor sets them before a CUDA thread runs on.
 inline constinit thread_local uint3 threadIdx{};
 inline constinit thread_local uint3 blockIdx{};
 inline constinit thread_local uint3 blockDim{};
 inline constinit thread_local uint3 gridDim{};
+inline constexpr int warpSize = 32;
 
 namespace simt {
 
-/// The order in which a grid's threads (and blocks) run.
-enum class order { forward, reverse };
-void set_order(order wanted) noexcept;
+/// The order in which a grid's blocks, and a block's threads, run; shuffled by a seed, and anew after each barrier.
+enum class order { forward, reverse, shuffled };
+void set_order(order wanted, std::uint64_t seed = 0) noexcept;
 
 /// Bytes of the simulated device, 16 GiB unless set; what exceeds them cudaMalloc refuses. Memory in use stays.
 void set_device_bytes(std::size_t num_bytes) noexcept;
@@ -46,48 +53,34 @@ cudaError_t check_launch(const cudaLaunchConfig_t& config, std::size_t parameter
 /// Keeps `code` for cudaGetLastError, as the runtime does, and returns it.
 cudaError_t remember(cudaError_t code) noexcept;
 
+/// Names this host thread's next launch: by the name in a call like "(append_kernel<8>)", or "kernel, parameters".
+void name_kernel(const char* call);
+
+/// The name given last, if any, or else that in `call`.
+std::string take_kernel_name(const char* call);
+
 /// Calls `thread(context)` once for every CUDA thread of the grid, builtins set.
-void run_grid(const cudaLaunchConfig_t& config, void (*thread)(void*), void* context);
+void run_grid(const cudaLaunchConfig_t& config, const char* kernel, void (*thread)(void*), void* context);
 
 /// Stands for cudaLaunchKernelEx, whose own template forgets the parameters' types before the runtime is called.
 template <class... Expected, class... Given>
-cudaError_t launch_kernel(const cudaLaunchConfig_t* config, void (*kernel)(Expected...), Given&&... arguments) {
+cudaError_t launch_kernel(const char* call, const cudaLaunchConfig_t* config, void (*kernel)(Expected...), Given&&... given) {
   if (const cudaError_t code = check_launch(*config, (sizeof(Expected) + ... + 0)); code != cudaSuccess) {
     return remember(code);
   }
-  std::tuple<decltype(kernel), Expected...> call(kernel, std::forward<Given>(arguments)...);
+  std::tuple<decltype(kernel), Expected...> all(kernel, std::forward<Given>(given)...);
   const auto thread = [](void* context) {
     std::apply([](auto function, const Expected&... parameters) { function(parameters...); },
-               *static_cast<decltype(call)*>(context));
+               *static_cast<decltype(all)*>(context));
   };
-  run_grid(*config, thread, &call);
+  run_grid(*config, take_kernel_name(call).c_str(), thread, &all);
   return cudaSuccess;
 }
 
 }  // namespace simt
 
-#define cudaLaunchKernelEx ::simt::launch_kernel
-
-// Intrinsics of the kernels, under the names and with the meaning that CUDA gives them.
-template <class T>
-inline T __ldcs(const T* from) {
-  return *from;
-}
-
-template <class T>
-inline T __ldg(const T* from) {
-  return *from;
-}
-
-inline float __frcp_rn(float value) { return 1.0F / value; }
-
-inline unsigned int __umulhi(unsigned int a, unsigned int b) {
-  return static_cast<unsigned int>((static_cast<unsigned long long>(a) * b) >> 32);
-}
-
-inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long value) {
-  return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
-}
-
-inline unsigned int atomicOr(unsigned int* to, unsigned int value) { return __atomic_fetch_or(to, value, __ATOMIC_RELAXED); }
+// Variadic, because the commas of a kernel's template arguments would make it several macro arguments.
+#define cudaLaunchKernelEx(config, ...) ::simt::launch_kernel(#__VA_ARGS__, config, __VA_ARGS__)
 // NOLINTEND(readability-identifier-naming,bugprone-reserved-identifier)
+
+#include "intrinsics.hpp"

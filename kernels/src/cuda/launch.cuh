@@ -21,9 +21,25 @@
 #define PAGEDKV_REQUIRE_DEVICE_POINTER(pointer) static_cast<void>(0)
 #endif
 
+/// And there this says what the next launch is called.
+#ifndef PAGEDKV_NAME_KERNEL
+#define PAGEDKV_NAME_KERNEL(call) static_cast<void>(0)
+#endif
+
+/// Dynamic shared memory, the bytes of the launch, as `type* const name`. Plain __shared__ is not used: the race detector of
+/// the tests needs each block's memory to be its own.
+#ifndef PAGEDKV_SHARED
+#define PAGEDKV_SHARED(type, name)                                      \
+  extern __shared__ __align__(16) unsigned char pagedkv_shared_bytes[]; \
+  type* const name = reinterpret_cast<type*>(pagedkv_shared_bytes)
+#endif
+
 /// Launches `kernel` (in parentheses where it has template arguments); the error names it, this file and this line.
-#define PAGEDKV_LAUNCH(kernel, num_ctas, stream, parameters) \
-  ::pagedkv::cuda::launch({#kernel, __FILE__, __LINE__}, kernel, num_ctas, stream, parameters)
+#define PAGEDKV_LAUNCH(kernel, num_ctas, stream, parameters) PAGEDKV_LAUNCH_SHARED(kernel, num_ctas, 0, stream, parameters)
+
+/// The same with dynamic shared memory; 48 KiB at most.
+#define PAGEDKV_LAUNCH_SHARED(kernel, num_ctas, shared_bytes, stream, parameters) \
+  ::pagedkv::cuda::launch({#kernel, __FILE__, __LINE__}, kernel, num_ctas, shared_bytes, stream, parameters)
 
 namespace pagedkv::cuda {
 
@@ -51,13 +67,15 @@ struct call_site {
 
 /// Not synchronised. Parameters travel by value, so the caller's may go out of scope.
 template <class Parameters>
-status launch(const call_site& site, void (*kernel)(Parameters), std::uint32_t num_ctas, cuda_stream stream,
-              const std::type_identity_t<Parameters>& parameters) noexcept {
+status launch(const call_site& site, void (*kernel)(Parameters), std::uint32_t num_ctas, std::size_t shared_bytes,
+              cuda_stream stream, const std::type_identity_t<Parameters>& parameters) noexcept {
   static_assert(sizeof(Parameters) <= max_parameter_bytes);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(num_ctas);
   config.blockDim = dim3(cta_threads);
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  PAGEDKV_NAME_KERNEL(site.call);
   const cudaError_t code = cudaLaunchKernelEx(&config, kernel, parameters);
   if (code == cudaSuccess) return {};
   return error{.code = errc::cuda_failure,
