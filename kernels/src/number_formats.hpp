@@ -91,7 +91,7 @@ PAGEDKV_HOST_DEVICE float decode(typename Format::bits code) {
   return __builtin_bit_cast(float, sign | __builtin_bit_cast(std::uint32_t, absolute));
 }
 
-/// An element outside the cache, as f32.
+/// An element outside the cache, as f32; a NaN as any NaN.
 template <class Format>
 PAGEDKV_HOST_DEVICE float widen(typename Format::bits element) {
   return decode<Format>(element);
@@ -99,6 +99,10 @@ PAGEDKV_HOST_DEVICE float widen(typename Format::bits element) {
 template <>
 PAGEDKV_HOST_DEVICE float widen<f32_format>(std::uint32_t element) {
   return __builtin_bit_cast(float, element);
+}
+template <>
+PAGEDKV_HOST_DEVICE float widen<bf16_format>(std::uint16_t element) {
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(element) << 16);
 }
 template <>
 PAGEDKV_HOST_DEVICE float widen<f16_format>(std::uint16_t element) {
