@@ -16,6 +16,7 @@
 
 #include "fiber.hpp"
 #include "simt.hpp"
+#include "streams.hpp"
 
 namespace simt {
 namespace {
@@ -113,7 +114,9 @@ class executor {
 
   fiber& free_fiber();
   void new_block_memory();
-  void renew_memory(bool within_grid);
+  void destroy_fibers();
+  void reuse_memory();
+  void renew_memory();
   [[nodiscard]] void* new_barrier_address();
   static void fiber_entry();
 
@@ -149,7 +152,9 @@ class executor {
   unsigned int num_idle_ = 0;
   std::size_t shared_used_ = 0;
   std::size_t barriers_used_ = 0;
-  char grid_end_ = 0;  // its address orders the host after the grid
+  cudaStream_t last_stream_ = nullptr;  // grids of different streams are not ordered
+  char block_start_ = 0;  // their addresses order a block after what the host did before, and the host after the grid
+  char grid_end_ = 0;
 
   [[nodiscard]] std::byte* shared_region() const { return memory_ + fiber_region_bytes; }
   [[nodiscard]] std::byte* barrier_region() const { return shared_region() + shared_region_bytes; }
@@ -177,7 +182,9 @@ void* map_memory(void* at, std::size_t num_bytes) {
 executor::executor() : memory_(static_cast<std::byte*>(map_memory(nullptr, memory_bytes))) {}
 
 executor::~executor() {
-  unpoison(memory_, num_fibers_ * (stack_bytes + guard_bytes));
+  const unsigned int num_stacks = num_fibers_;
+  destroy_fibers();
+  unpoison(memory_, num_stacks * (stack_bytes + guard_bytes));
   unpoison(shared_region(), redzone_bytes + max_shared_bytes + redzone_bytes);
   munmap(memory_, memory_bytes);
 }
@@ -196,22 +203,27 @@ void executor::fail(unsigned int thread, const place& at, const char* format, ..
 
 // Memory for CUDA threads ---------------------------------------------------------------------------------------------
 
-/// After a grid everything may be used anew: its threads are ordered before what the host does next. Within a grid nothing
-/// may that the race detector remembers, so the memory is mapped anew, of which it takes notice.
-void executor::renew_memory(bool within_grid) {
+void executor::destroy_fibers() {
 #ifdef PAGEDKV_SIMT_TSAN
   for (unsigned int i = 0; i < num_fibers_; ++i) __tsan_destroy_fiber(fibers_[i].race_fiber);
+#endif
   num_fibers_ = 0;
   num_idle_ = 0;
-  if (within_grid) {
-    munmap(memory_, memory_bytes);
-    map_memory(memory_, memory_bytes);
-  }
-#else
-  (void)within_grid;
-#endif
+}
+
+/// After a grid everything may be used anew, because what one grid does is ordered before the next.
+void executor::reuse_memory() {
+  for (num_idle_ = 0; num_idle_ < num_fibers_; ++num_idle_) idle_[num_idle_] = &fibers_[num_fibers_ - 1 - num_idle_];
   shared_used_ = 0;
   barriers_used_ = 0;
+}
+
+/// Within a grid nothing may be used anew that the race detector remembers. It forgets what is unmapped. This is slow.
+void executor::renew_memory() {
+  destroy_fibers();
+  munmap(memory_, memory_bytes);
+  map_memory(memory_, memory_bytes);
+  reuse_memory();
 }
 
 fiber& executor::free_fiber() {
@@ -229,9 +241,9 @@ fiber& executor::free_fiber() {
 /// Shared memory starts as garbage, as on a device.
 void executor::new_block_memory() {
   if constexpr (has_tsan) {
-    const bool full = num_fibers_ + num_threads_ > max_fibers || shared_used_ + max_shared_bytes > shared_region_bytes ||
-                      barriers_used_ > barrier_region_bytes / 2;
-    if (full) renew_memory(true);
+    const bool full = num_fibers_ - num_idle_ + num_threads_ > max_fibers ||
+                      shared_used_ + max_shared_bytes > shared_region_bytes || barriers_used_ > barrier_region_bytes / 2;
+    if (full) renew_memory();
     block_ordered_by_ = new_barrier_address();
   }
   shared_ = shared_region() + redzone_bytes + shared_used_;
@@ -273,6 +285,7 @@ void executor::run(const cudaLaunchConfig_t& config, const char* kernel, void (*
 #endif
   poison(shared_region(), redzone_bytes + max_shared_bytes + redzone_bytes);
   unpoison(shared_region() + redzone_bytes, shared_bytes_);
+  if (has_tsan && std::exchange(last_stream_, config.stream) != config.stream) renew_memory();
   running = this;
   for (std::uint64_t k = 0; k < num_blocks; ++k) {
     const std::uint64_t forward = order_ == order::shuffled ? shuffled[k] : k;
@@ -281,11 +294,12 @@ void executor::run(const cudaLaunchConfig_t& config, const char* kernel, void (*
   }
   running = nullptr;
   acquire(&grid_end_);
-  renew_memory(false);
+  reuse_memory();
 }
 
 void executor::run_block() {
   new_block_memory();
+  release(&block_start_);
   std::fill_n(progress_.begin(), num_threads_, progress::not_started);
   num_left_ = 0;
   next_turn_ = 0;
@@ -319,6 +333,7 @@ void executor::fiber_entry() {
       self.current_ = thread;
       self.progress_[thread] = progress::running;
       threadIdx = self.index_[thread];
+      acquire(&self.block_start_);
       self.thread_(self.context_);
       self.progress_[self.current_] = progress::left;
       ++self.num_left_;
@@ -508,13 +523,12 @@ void name_kernel(const char* call) {
   next_kernel.assign(call, std::strcspn(call, "<,) "));
 }
 
-std::string take_kernel_name(const char* call) {
+cudaError_t submit_grid(const cudaLaunchConfig_t& config, const char* call, void (*thread)(void*),
+                        std::shared_ptr<void> parameters) {
   if (next_kernel.empty()) name_kernel(call);
-  return std::exchange(next_kernel, {});
-}
-
-void run_grid(const cudaLaunchConfig_t& config, const char* kernel, void (*thread)(void*), void* context) {
-  this_executor().run(config, kernel, thread, context);
+  return submit(config.stream, [config, thread, parameters = std::move(parameters), kernel = std::exchange(next_kernel, {})] {
+    this_executor().run(config, kernel.c_str(), thread, parameters.get());
+  });
 }
 
 }  // namespace simt

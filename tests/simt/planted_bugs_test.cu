@@ -13,6 +13,9 @@
 namespace simt {
 namespace {
 
+using planted_bug = every_order;
+SIMT_EVERY_ORDER(planted_bug);
+
 __global__ void __launch_bounds__(256) write_at(int* data, unsigned int index) { data[index] = 1; }
 
 __global__ void __launch_bounds__(256) write_vector_at(std::byte* data, unsigned int offset) {
@@ -27,7 +30,7 @@ TEST(PlantedBug, AWriteOutsideDeviceMemoryIsSeenByAsan) {
   if (!has_asan) GTEST_SKIP() << "needs AddressSanitizer: tests/run --sanitize=address";
   device_array<int> data(4);
   ASSERT_EQ(launch(dim3(1), dim3(1), write_at, data.get(), 3U), cudaSuccess);
-  EXPECT_DEATH(launch(dim3(1), dim3(1), write_at, data.get(), 4U), "heap-buffer-overflow");
+  EXPECT_DEATH(launch(dim3(1), dim3(1), write_at, data.get(), 4U), "use-after-poison");
 }
 
 TEST(PlantedBug, AMisalignedVectorAccessIsSeenByUbsan) {
@@ -104,19 +107,19 @@ __global__ void __launch_bounds__(64) wait_at_two_barriers(unsigned int stray) {
 
 __global__ void __launch_bounds__(64) leave_before_shuffle(int* sum, unsigned int leaves) {
   if (threadIdx.x == leaves) return;
-  *sum = __shfl_down_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x), 1);
+  atomicExch(sum, __shfl_down_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x), 1));
 }
 
 __global__ void __launch_bounds__(64) shuffle_in_branches(int* sum, unsigned int stray) {
   if (threadIdx.x == stray) {
-    *sum = __shfl_xor_sync(0xFFFFFFFF, 1, 1);
+    atomicExch(sum, __shfl_xor_sync(0xFFFFFFFF, 1, 1));
   } else {
-    *sum = __shfl_xor_sync(0xFFFFFFFF, 2, 1);
+    atomicExch(sum, __shfl_xor_sync(0xFFFFFFFF, 2, 1));
   }
 }
 
 __global__ void __launch_bounds__(64) shuffle_with_mask(int* sum, unsigned int mask, int source, int width) {
-  if (threadIdx.x < 16) *sum = __shfl_sync(mask, 1, source, width);
+  if (threadIdx.x < 16) atomicExch(sum, __shfl_sync(mask, 1, source, width));
 }
 
 __global__ void __launch_bounds__(64) wait_for_each_other() {
@@ -134,9 +137,6 @@ __global__ void __launch_bounds__(64) warp_barrier_against_block_barrier(unsigne
   __syncwarp();
   if (threadIdx.x != stray) __syncthreads();
 }
-
-class planted_bug : public every_order {};
-SIMT_EVERY_ORDER(planted_bug);
 
 TEST_P(planted_bug, AThreadThatLeavesBeforeABarrierIsReported) {
   ASSERT_EQ(launch(dim3(2), dim3(64), leave_before_barrier, 64U), cudaSuccess);
@@ -244,7 +244,8 @@ __global__ void __launch_bounds__(64) count_blocks(int* counter, bool atomically
   }
 }
 
-/// The race ends a process of its own, so that the reports of one test do not fail another.
+/// The race ends a process of its own, which starts anew: in one forked from a program with several threads, and CUDA's
+/// count, ThreadSanitizer sees nothing.
 template <class Function>
 void expect_race(const Function& function) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
@@ -277,10 +278,9 @@ TEST_P(planted_bug, AMissingWarpBarrierIsSeenByTsan) {
 TEST_P(planted_bug, ACounterOfAllBlocksIsSeenByTsan) {
   SIMT_NEEDS_TSAN();
   const device_array<int> counter(1);
-  ASSERT_EQ(launch(dim3(100), dim3(64), count_blocks, counter.get(), true), cudaSuccess);
-  EXPECT_EQ(counter.at(0), 100);
+  ASSERT_EQ(launch(dim3(70), dim3(64), count_blocks, counter.get(), true), cudaSuccess);
+  EXPECT_EQ(counter.at(0), 70);
   expect_race([&] { launch(dim3(2), dim3(64), count_blocks, counter.get(), false); });
-  expect_race([&] { launch(dim3(100), dim3(64), count_blocks, counter.get(), false); });
 }
 
 TEST(PlantedBug, TwoTokensWithOneSlotAreSeenByTsan) {

@@ -1,53 +1,48 @@
-// A stand-in for the parts of the CUDA runtime that the library uses: one device whose memory is heap blocks.
-#include <sys/mman.h>
-
-#include <cstdio>
-#include <cstdlib>
+// A stand-in for the parts of the CUDA runtime that the library and its tests use: memory, copies, one device.
 #include <cstring>
-#include <map>
-#include <mutex>
+#include <utility>
+#include <vector>
 
+#include "device_memory.hpp"
 #include "simt.hpp"
+#include "streams.hpp"
 
 namespace {
 
 constexpr int num_multiprocessors = 4;
 
-/// From here on, memory is reserved, not committed, so that a pool larger than the machine can be described.
-constexpr std::size_t reserve_from = std::size_t{1} << 30;
-
-struct device {
-  std::mutex mutex;
-  std::map<std::uintptr_t, std::size_t> allocations;  // address -> bytes
-  std::size_t total_bytes = std::size_t{16} << 30;
-  std::size_t used_bytes = 0;
-
-  /// Whether [pointer, pointer + num_bytes) lies in one allocation.
-  bool holds(const void* pointer, std::size_t num_bytes) {
-    const std::scoped_lock lock(mutex);
-    const auto address = reinterpret_cast<std::uintptr_t>(pointer);
-    auto next = allocations.upper_bound(address);
-    if (next == allocations.begin()) return false;
-    const auto& [base, size] = *--next;
-    return address - base < size && num_bytes <= size - (address - base);
-  }
-};
-
-/// Never destroyed: a pool with static storage may outlive it.
-device& the_device() {
-  static device& instance = *new device;
-  return instance;
-}
-
 thread_local cudaError_t last_error = cudaSuccess;
 
+using simt::lies_in;
+using simt::memory_space;
 using simt::remember;
 
 bool allowed(cudaMemcpyKind kind, const void* to, const void* from, std::size_t count) {
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   return (kind == cudaMemcpyDefault ||
-          (the_device().holds(to, count) == to_device && the_device().holds(from, count) == from_device));
+          (lies_in(to, count, memory_space::device) == to_device && lies_in(from, count, memory_space::device) == from_device));
+}
+
+/// Memory that the device cannot read by itself.
+bool pageable(const void* pointer, std::size_t count) {
+  return !lies_in(pointer, count, memory_space::device) && !lies_in(pointer, count, memory_space::pinned);
+}
+
+cudaError_t allocate_memory(void** pointer, std::size_t num_bytes, memory_space space) {
+  *pointer = nullptr;
+  if (const cudaError_t code = simt::refuse_while_capturing(); code != cudaSuccess) return code;
+  if (num_bytes == 0) return cudaSuccess;
+  *pointer = simt::allocate(num_bytes, space);
+  return *pointer != nullptr ? cudaSuccess : remember(cudaErrorMemoryAllocation);
+}
+
+/// Waits for all work, which may still use the memory.
+cudaError_t free_memory(void* pointer, memory_space space) {
+  if (pointer == nullptr) return cudaSuccess;
+  if (const cudaError_t code = simt::refuse_while_capturing(); code != cudaSuccess) return code;
+  simt::run_pending();
+  return simt::deallocate(pointer, space) ? cudaSuccess : remember(cudaErrorInvalidValue);
 }
 
 }  // namespace
@@ -59,101 +54,78 @@ cudaError_t remember(cudaError_t code) noexcept {
   return code;
 }
 
-void set_device_bytes(std::size_t num_bytes) noexcept {
-  const std::scoped_lock lock(the_device().mutex);
-  the_device().total_bytes = num_bytes;
-}
-
-void require_device_pointer(const void* pointer, const char* file, int line) noexcept {
-  if (pointer == nullptr || the_device().holds(pointer, 1)) return;
-  std::fprintf(stderr, "simt: %s:%d: %p is not device memory\n", file, line, pointer);
-  std::abort();
-}
-
 }  // namespace simt
 
 extern "C" {
 
 cudaError_t cudaMalloc(void** pointer, std::size_t num_bytes) {
-  device& gpu = the_device();
-  const std::scoped_lock lock(gpu.mutex);
-  *pointer = nullptr;
-  if (num_bytes == 0) return cudaSuccess;
-  if (gpu.used_bytes > gpu.total_bytes || num_bytes > gpu.total_bytes - gpu.used_bytes)
-    return remember(cudaErrorMemoryAllocation);
-  if (num_bytes >= reserve_from) {
-    void* const memory = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return remember(cudaErrorMemoryAllocation);
-    *pointer = memory;
-  } else if (posix_memalign(pointer, 256, num_bytes) != 0) {
-    *pointer = nullptr;
-    return remember(cudaErrorMemoryAllocation);
-  }
-  gpu.allocations[reinterpret_cast<std::uintptr_t>(*pointer)] = num_bytes;
-  gpu.used_bytes += num_bytes;
-  return cudaSuccess;
+  return allocate_memory(pointer, num_bytes, memory_space::device);
 }
+cudaError_t cudaFree(void* pointer) { return free_memory(pointer, memory_space::device); }
 
-cudaError_t cudaFree(void* pointer) {
-  if (pointer == nullptr) return cudaSuccess;
-  device& gpu = the_device();
-  const std::scoped_lock lock(gpu.mutex);
-  const auto found = gpu.allocations.find(reinterpret_cast<std::uintptr_t>(pointer));
-  if (found == gpu.allocations.end()) return remember(cudaErrorInvalidValue);
-  const std::size_t num_bytes = found->second;
-  gpu.allocations.erase(found);
-  gpu.used_bytes -= num_bytes;
-  if (num_bytes >= reserve_from) {
-    munmap(pointer, num_bytes);
-  } else {
-    std::free(pointer);
-  }
+cudaError_t cudaHostAlloc(void** pointer, std::size_t num_bytes, unsigned int) {
+  return allocate_memory(pointer, num_bytes, memory_space::pinned);
+}
+cudaError_t cudaMallocHost(void** pointer, std::size_t num_bytes) { return cudaHostAlloc(pointer, num_bytes, 0); }
+cudaError_t cudaFreeHost(void* pointer) { return free_memory(pointer, memory_space::pinned); }
+
+cudaError_t cudaHostGetDevicePointer(void** device_pointer, void* pointer, unsigned int) {
+  if (!lies_in(pointer, 1, memory_space::pinned)) return remember(cudaErrorInvalidValue);
+  *device_pointer = pointer;
   return cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
-  device& gpu = the_device();
-  const std::scoped_lock lock(gpu.mutex);
-  *total_bytes = gpu.total_bytes;
-  *free_bytes = gpu.used_bytes < gpu.total_bytes ? gpu.total_bytes - gpu.used_bytes : 0;
+  const simt::capacity found = simt::device_capacity();
+  *free_bytes = found.free_bytes;
+  *total_bytes = found.total_bytes;
   return cudaSuccess;
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t count, cudaMemcpyKind kind) {
   if (count == 0) return cudaSuccess;
   if (!allowed(kind, to, from, count)) return remember(cudaErrorInvalidValue);
-  std::memcpy(to, from, count);
-  return cudaSuccess;
+  return simt::run_synchronously([=] { std::memcpy(to, from, count); });
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t count, cudaMemcpyKind kind, cudaStream_t) {
-  return cudaMemcpy(to, from, count, kind);
-}
-
-cudaError_t cudaMemset(void* pointer, int value, std::size_t count) {
+/// Pageable memory is read before the call returns, and has been written when it returns, as CUDA does it.
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t count, cudaMemcpyKind kind, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
-  if (!the_device().holds(pointer, count)) return remember(cudaErrorInvalidValue);
-  std::memset(pointer, value, count);
+  if (!allowed(kind, to, from, count)) return remember(cudaErrorInvalidValue);
+  const std::scoped_lock lock(simt::runtime_lock());
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaStreamIsCapturing(stream, &status);
+  if (status == cudaStreamCaptureStatusNone && pageable(from, count)) {
+    const auto* const bytes = static_cast<const std::byte*>(from);
+    return simt::submit(
+        stream, [to, copy = std::vector<std::byte>(bytes, bytes + count)] { std::memcpy(to, copy.data(), copy.size()); });
+  }
+  const cudaError_t code = simt::submit(stream, [=] { std::memcpy(to, from, count); });
+  if (code != cudaSuccess || status != cudaStreamCaptureStatusNone || !pageable(to, count)) return code;
+  return cudaStreamSynchronize(stream);
+}
+
+#if CUDART_VERSION >= 13000
+/// What the runtime cannot capture, it refuses.
+cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from, const std::size_t* counts, std::size_t num_copies,
+                                 cudaMemcpyAttributes*, std::size_t*, std::size_t, cudaStream_t stream) {
+  const std::scoped_lock lock(simt::runtime_lock());
+  if (const cudaError_t code = simt::refuse_on_capturing(stream); code != cudaSuccess) return code;
+  for (std::size_t i = 0; i < num_copies; ++i) {
+    const cudaError_t code = cudaMemcpyAsync(to[i], from[i], counts[i], cudaMemcpyDefault, stream);
+    if (code != cudaSuccess) return code;
+  }
   return cudaSuccess;
 }
+#endif
 
-cudaError_t cudaMemsetAsync(void* pointer, int value, std::size_t count, cudaStream_t) {
-  return cudaMemset(pointer, value, count);
+cudaError_t cudaMemsetAsync(void* pointer, int value, std::size_t count, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  if (!lies_in(pointer, count, memory_space::device)) return remember(cudaErrorInvalidValue);
+  return simt::submit(stream, [=] { std::memset(pointer, value, count); });
 }
 
-cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-  *stream = reinterpret_cast<cudaStream_t>(new char);
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete reinterpret_cast<char*>(stream);
-  return cudaSuccess;
-}
-
-// Work is done when the call that asks for it returns, so there is nothing to wait for.
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaMemset(void* pointer, int value, std::size_t count) { return cudaMemsetAsync(pointer, value, count, nullptr); }
 
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;

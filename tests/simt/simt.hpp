@@ -8,7 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
+#include <memory>
 #include <tuple>
 #include <utility>
 
@@ -41,10 +41,17 @@ namespace simt {
 enum class order { forward, reverse, shuffled };
 void set_order(order wanted, std::uint64_t seed = 0) noexcept;
 
+/// Lazy streams run work only when something must wait for it, as late as a GPU might: a buffer that is written too early
+/// is seen. Eager ones, the default, run it when it is submitted.
+void set_lazy_streams(bool lazy);
+
+/// Runs all that waits, as time would.
+void run_pending();
+
 /// Bytes of the simulated device, 16 GiB unless set; what exceeds them cudaMalloc refuses. Memory in use stays.
 void set_device_bytes(std::size_t num_bytes) noexcept;
 
-/// Ends the process with a message naming the call site when `pointer`, unless null, is not inside memory from cudaMalloc.
+/// Ends the process with a message naming the call site when `pointer`, unless null, is in neither device nor pinned memory.
 void require_device_pointer(const void* pointer, const char* file, int line) noexcept;
 
 /// What a device would refuse to launch; cudaSuccess otherwise.
@@ -56,25 +63,35 @@ cudaError_t remember(cudaError_t code) noexcept;
 /// Names this host thread's next launch: by the name in a call like "(append_kernel<8>)", or "kernel, parameters".
 void name_kernel(const char* call);
 
-/// The name given last, if any, or else that in `call`.
-std::string take_kernel_name(const char* call);
+/// Submits one call of `thread(parameters)` for every CUDA thread of the grid, builtins set.
+/// @param call  names the kernel if name_kernel did not.
+cudaError_t submit_grid(const cudaLaunchConfig_t& config, const char* call, void (*thread)(void*),
+                        std::shared_ptr<void> parameters);
 
-/// Calls `thread(context)` once for every CUDA thread of the grid, builtins set.
-void run_grid(const cudaLaunchConfig_t& config, const char* kernel, void (*thread)(void*), void* context);
+/// A kernel and its parameters, which travel by value.
+template <class... Parameters>
+struct packed_launch {
+  void (*kernel)(Parameters...);
+  std::tuple<Parameters...> parameters;
+
+  static void run_thread(void* self) {
+    run_thread(*static_cast<const packed_launch*>(self), std::index_sequence_for<Parameters...>{});
+  }
+  template <std::size_t... I>
+  static void run_thread(const packed_launch& self, std::index_sequence<I...>) {
+    self.kernel(std::get<I>(self.parameters)...);
+  }
+};
 
 /// Stands for cudaLaunchKernelEx, whose own template forgets the parameters' types before the runtime is called.
-template <class... Expected, class... Given>
-cudaError_t launch_kernel(const char* call, const cudaLaunchConfig_t* config, void (*kernel)(Expected...), Given&&... given) {
-  if (const cudaError_t code = check_launch(*config, (sizeof(Expected) + ... + 0)); code != cudaSuccess) {
+template <class... Parameters, class... Given>
+cudaError_t launch_kernel(const char* call, const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Given&&... given) {
+  if (const cudaError_t code = check_launch(*config, (sizeof(Parameters) + ... + 0)); code != cudaSuccess) {
     return remember(code);
   }
-  std::tuple<decltype(kernel), Expected...> all(kernel, std::forward<Given>(given)...);
-  const auto thread = [](void* context) {
-    std::apply([](auto function, const Expected&... parameters) { function(parameters...); },
-               *static_cast<decltype(all)*>(context));
-  };
-  run_grid(*config, take_kernel_name(call).c_str(), thread, &all);
-  return cudaSuccess;
+  using packed = packed_launch<Parameters...>;
+  return submit_grid(*config, call, packed::run_thread,
+                     std::make_shared<packed>(packed{kernel, {std::forward<Given>(given)...}}));
 }
 
 }  // namespace simt
