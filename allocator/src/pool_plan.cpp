@@ -120,11 +120,22 @@ std::string pool_plan::explain(std::optional<std::int64_t> max_model_len) const 
   const kv_shape& shape = layout_.shape();
   const std::int64_t block_size = shape.block_size;
   std::string out = line("layout", layout_.describe());
-  const std::string elements = shape.value_dim == 0
-                                   ? text("2 (K, V) x %d heads x %d", shape.num_kv_heads, shape.head_dim)
-                                   : text("%d heads x (%d + %d)", shape.num_kv_heads, shape.head_dim, shape.value_dim);
-  out += line("token", text("%d layers x %s x %d B = %s B", shape.num_layers, elements.c_str(),
-                            static_cast<int>(bytes_of(shape.type)), grouped(layout_.token_bytes()).c_str()));
+  const std::string heads =
+      shape.value_dim == 0 ? text("2 (K, V) x %d heads", shape.num_kv_heads) : text("%d heads", shape.num_kv_heads);
+  std::string row;
+  if (shape.row_scales) {  // in bytes, because two i4 share one
+    const auto row_bytes = static_cast<long long>(layout_.row_bytes());
+    const auto value_row_bytes = static_cast<long long>(layout_.value_row_bytes());
+    const auto scale_bytes = static_cast<long long>(layout_.scale_bytes());
+    row = shape.value_dim == 0 ? text("(%lld + %lld of scale) B", row_bytes, scale_bytes)
+                               : text("(%lld + %lld + 2 x %lld of scale) B", row_bytes, value_row_bytes, scale_bytes);
+  } else {
+    const auto element_bytes = static_cast<int>(bytes_of(shape.type, 1));
+    row = shape.value_dim == 0 ? text("%d x %d B", shape.head_dim, element_bytes)
+                               : text("(%d + %d) x %d B", shape.head_dim, shape.value_dim, element_bytes);
+  }
+  out += line("token", text("%d layers x %s x %s = %s B", shape.num_layers, heads.c_str(), row.c_str(),
+                            grouped(layout_.token_bytes()).c_str()));
   out += line("block", text("%s tokens x %s B = %s B", grouped(block_size).c_str(), grouped(layout_.token_bytes()).c_str(),
                             grouped(layout_.block_bytes()).c_str()));
   if (memory_) {

@@ -112,7 +112,8 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
 
   app.add_option("--model", chosen.model, "A preset's name, or a Hugging Face config.json (default codegeex4-9b)")
       ->option_text("NAME|FILE");
-  app.add_option("--kv-dtype", kv_dtype, "f32, f16 or bf16 (default: the model's own)")->option_text("TYPE");
+  app.add_option("--kv-dtype", kv_dtype, "f32, f16, bf16, f8_e4m3, f8_e5m2, i8 or i4 (default: the model's own)")
+      ->option_text("TYPE");
 
   auto* card = app.add_option("--card-gib", chosen.card_gib, "Memory of the card (default 40)")->option_text("GIB");
   auto* weight =
@@ -164,7 +165,9 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
 
   if (!kv_dtype.empty()) {
     chosen.kv_dtype = find_dtype(kv_dtype);
-    if (!chosen.kv_dtype) throw usage_error(fmt::format("--kv-dtype {}: choose f32, f16 or bf16", kv_dtype));
+    if (!chosen.kv_dtype) {
+      throw usage_error(fmt::format("--kv-dtype {}: choose f32, f16, bf16, f8_e4m3, f8_e5m2, i8 or i4", kv_dtype));
+    }
   }
   if (chosen.limit) require_count("--limit", *chosen.limit, std::numeric_limits<std::int64_t>::max());
   if (app.count("--step-seconds") > 0) chosen.step = parse_step(step_seconds);
@@ -198,6 +201,12 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
       choose<placement>("--placement", placement_name, {{"ideal", placement::ideal}, {"first_fit", placement::first_fit}});
   chosen.writes = choose<kv_writes>("--kv-writes", writes,
                                     {{"none", kv_writes::none}, {"sample", kv_writes::sample}, {"all", kv_writes::all}});
+  if (chosen.kv_dtype && is_integer(*chosen.kv_dtype) && chosen.writes != kv_writes::none) {
+    throw usage_error(
+        fmt::format("--kv-dtype {}: what is written is compared byte by byte, which rounded values are not: add "
+                    "--kv-writes none",
+                    kv_dtype));
+  }
   chosen.device = parse_device(device);
   return chosen;
 }

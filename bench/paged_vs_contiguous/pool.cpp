@@ -85,11 +85,13 @@ model_shape read_model(const std::string& name) {
 }
 
 kv_layout layout_of(const model_shape& model, const options& chosen, std::int64_t block_size) {
+  const dtype type = chosen.kv_dtype.value_or(model.type.value_or(dtype::bf16));
   return kv_layout({.num_layers = model.num_layers,
                     .num_kv_heads = model.num_kv_heads,
                     .head_dim = model.head_dim,
                     .block_size = static_cast<std::int32_t>(block_size),
-                    .type = chosen.kv_dtype.value_or(model.type.value_or(dtype::bf16))});
+                    .type = type,
+                    .row_scales = is_integer(type)});
 }
 
 std::vector<pool> make_pools(const model_shape& model, const options& chosen) {

@@ -6,6 +6,7 @@
 
 #include <pagedkv/cache_view.hpp>
 
+#include "layer_check.hpp"
 #include "refusal.hpp"
 
 namespace pagedkv {
@@ -78,7 +79,8 @@ std::vector<moving_run> expand(const std::vector<layer_ref>& layers, std::int32_
   std::vector<moving_run> pieces;
   std::vector<block_run> intervals;
   for (const layer_ref& layer : layers) {
-    for (const plane_ref* plane : {&layer.key, &layer.value}) {
+    for (const plane_ref* plane : {&layer.key, &layer.value, &layer.key_scale, &layer.value_scale}) {
+      if (plane->base == nullptr) continue;
       intervals.clear();
       expand(*plane, num_tokens, intervals);
       for (const block_run& interval : intervals) pieces.push_back({interval, by_token ? plane->token_stride : 0});
@@ -124,20 +126,29 @@ std::vector<layer_ref> lay_out(const kv_layout& layout, std::int64_t num_blocks,
   const auto address = [&](std::int64_t offset) {
     return regions[static_cast<std::size_t>(offset / piece_bytes)] + offset % piece_bytes;
   };
-  const plane_strides strides = layout.strides();
-  const auto plane = [&](std::int64_t offset, std::int64_t row_bytes) {
+  const auto plane = [&](std::int64_t offset, const plane_strides& strides, std::int64_t row_bytes, bool spare_nibble = false) {
     return plane_ref{.base = address(offset),
                      .block_stride = strides.block,
                      .token_stride = strides.token,
                      .head_stride = strides.head,
                      .num_heads = shape.num_kv_heads,
-                     .row_bytes = static_cast<std::int32_t>(row_bytes)};
+                     .row_bytes = static_cast<std::int32_t>(row_bytes),
+                     .spare_nibble = spare_nibble};
   };
+  const auto scales = [&](std::int64_t offset) {
+    return shape.row_scales ? plane(offset, layout.scale_strides(), layout.scale_bytes()) : plane_ref{};
+  };
+  const bool is_i4 = shape.type == dtype::i4;
+  const std::int32_t value_dim = shape.value_dim != 0 ? shape.value_dim : shape.head_dim;
   std::vector<layer_ref> layers;
   layers.reserve(static_cast<std::size_t>(shape.num_layers));
   for (std::int32_t layer = 0; layer < shape.num_layers; ++layer) {
-    layers.push_back({.key = plane(layout.key_offset(layer, num_blocks), layout.row_bytes()),
-                      .value = plane(layout.value_offset(layer, num_blocks), layout.value_row_bytes()),
+    layers.push_back({.key = plane(layout.key_offset(layer, num_blocks), layout.strides(), layout.row_bytes(),
+                                   is_i4 && shape.head_dim % 2 != 0),
+                      .value = plane(layout.value_offset(layer, num_blocks), layout.strides(), layout.value_row_bytes(),
+                                     is_i4 && value_dim % 2 != 0),
+                      .key_scale = scales(layout.key_scale_offset(layer, num_blocks)),
+                      .value_scale = scales(layout.value_scale_offset(layer, num_blocks)),
                       .num_blocks = static_cast<std::int32_t>(num_blocks),
                       .block_size = shape.block_size,
                       .has_null_block = has_null_block,
@@ -163,6 +174,7 @@ cache_view::cache_view(std::vector<layer_ref> layers) : layers_(std::move(layers
     }
     check_plane(layer.key);
     check_plane(layer.value);
+    if (status valid = check_scales(layer); !valid) throw failure(valid.error());
   }
   runs_ = whole_blocks(layers_);
   token_runs_ = by_tokens(layers_);

@@ -18,8 +18,14 @@ status append(const kernel_context&, const layer_ref&, const source_rows&, const
   return absent;
 }
 
-status append(const kernel_context&, const layer_ref&, const source_rows&, const source_rows&, const quantization&,
-              const slot_t*, std::int32_t, const diagnostics_ref&, cuda_stream) noexcept {
+status append_with_given_scales(const kernel_context&, const layer_ref&, const source_rows&, const source_rows&,
+                                const quantization&, const slot_t*, std::int32_t, const diagnostics_ref&,
+                                cuda_stream) noexcept {
+  return absent;
+}
+
+status append_with_row_scales(const kernel_context&, const layer_ref&, const source_rows&, const source_rows&,
+                              const quantization&, const slot_t*, std::int32_t, const diagnostics_ref&, cuda_stream) noexcept {
   return absent;
 }
 

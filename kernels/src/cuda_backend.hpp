@@ -15,9 +15,13 @@ namespace pagedkv::cuda {
 status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
               const slot_t* slots, std::int32_t num_tokens, const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
-status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
-              const quantization& how, const slot_t* slots, std::int32_t num_tokens, const diagnostics_ref& faults,
-              cuda_stream stream) noexcept;
+status append_with_given_scales(const kernel_context& context, const layer_ref& cache, const source_rows& key,
+                                const source_rows& value, const quantization& how, const slot_t* slots, std::int32_t num_tokens,
+                                const diagnostics_ref& faults, cuda_stream stream) noexcept;
+
+status append_with_row_scales(const kernel_context& context, const layer_ref& cache, const source_rows& key,
+                              const source_rows& value, const quantization& how, const slot_t* slots, std::int32_t num_tokens,
+                              const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 status copy_blocks(const kernel_context& context, const cache_view& cache, std::span<const block_copy> copies,
                    cuda_stream stream) noexcept;

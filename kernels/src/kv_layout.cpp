@@ -15,26 +15,58 @@ struct block_steps {
   std::int64_t values = 0;
 };
 
-block_steps steps_of(const kv_layout& layout) noexcept {
-  const kv_shape& shape = layout.shape();
+/// Of rows that take `key_bytes` and `value_bytes`: the keys and values themselves, or their scales.
+block_steps steps_of(const kv_shape& shape, std::int64_t key_bytes, std::int64_t value_bytes) noexcept {
   const bool nhd = shape.order == block_order::nhd;
   const std::int64_t inner_count = nhd ? shape.num_kv_heads : shape.block_size;
   const std::int64_t outer_count = nhd ? shape.block_size : shape.num_kv_heads;
   // Wherever the pair of key and value stands, everything outside it steps over both.
   const auto doubled = [&](kv_placement here) { return shape.placement == here ? 2 : 1; };
-  const std::int64_t row = layout.row_bytes();
   const bool packed = shape.placement == kv_placement::packed;
   block_steps steps;
-  steps.inner = packed ? row + layout.value_row_bytes() : row;
+  steps.inner = packed ? key_bytes + value_bytes : key_bytes;
   steps.outer = inner_count * steps.inner * doubled(kv_placement::interleaved);
   steps.block = outer_count * steps.outer * doubled(kv_placement::fused);
   switch (shape.placement) {
     case kv_placement::apart: break;
     case kv_placement::fused: steps.values = steps.block / 2; break;
     case kv_placement::interleaved: steps.values = steps.outer / 2; break;
-    case kv_placement::packed: steps.values = row; break;
+    case kv_placement::packed: steps.values = key_bytes; break;
   }
   return steps;
+}
+
+block_steps row_steps(const kv_layout& layout) noexcept {
+  return steps_of(layout.shape(), layout.row_bytes(), layout.value_row_bytes());
+}
+block_steps scale_steps(const kv_layout& layout) noexcept {
+  return steps_of(layout.shape(), layout.scale_bytes(), layout.scale_bytes());
+}
+
+plane_strides strides_of(const kv_shape& shape, const block_steps& steps) noexcept {
+  const bool nhd = shape.order == block_order::nhd;
+  return {.block = steps.block * (shape.pool == pool_order::block_major ? shape.num_layers : 1),
+          .token = nhd ? steps.outer : steps.inner,
+          .head = nhd ? steps.inner : steps.outer};
+}
+
+/// What a region's blocks take of the rows or of the scales.
+std::int64_t aligned_bytes(std::int64_t num_blocks, const plane_strides& strides) noexcept {
+  constexpr std::int64_t alignment = kv_layout::region_alignment;
+  return (num_blocks * strides.block + alignment - 1) / alignment * alignment;
+}
+
+/// Where the region that holds a layer's keys begins, and where the layer's bytes of block 0 do behind that.
+std::int64_t region_offset(const kv_layout& layout, std::int32_t layer, std::int64_t num_blocks) noexcept {
+  if (layout.shape().pool == pool_order::block_major) return 0;
+  return (layout.shape().placement == kv_placement::apart ? 2 : 1) * layer * layout.region_bytes(num_blocks);
+}
+std::int64_t layer_offset(const kv_layout& layout, std::int32_t layer, const block_steps& steps) noexcept {
+  return layout.shape().pool == pool_order::block_major ? layer * steps.block : 0;
+}
+/// How far behind a key in block 0 its value is.
+std::int64_t value_distance(const kv_layout& layout, std::int64_t num_blocks, const block_steps& steps) noexcept {
+  return layout.shape().placement == kv_placement::apart ? layout.region_bytes(num_blocks) : steps.values;
 }
 
 const char* words_for(kv_placement placement) noexcept {
@@ -58,9 +90,13 @@ kv_layout::kv_layout(const kv_shape& shape) : shape_(shape) {
   if (shape.value_dim != 0 && shape.value_dim != shape.head_dim && shape.placement != kv_placement::packed) {
     refuse("values of another length than keys must be packed", shape.value_dim, shape.head_dim);
   }
+  if (is_integer(shape.type) && !shape.row_scales) refuse("i8 and i4 are stored with a scale per row: set row_scales");
+  if (shape.row_scales && !is_integer(shape.type) && !is_fp8(shape.type)) {
+    refuse("f32, f16 and bf16 are stored as they come: row_scales goes with f8_e4m3, f8_e5m2, i8 and i4");
+  }
   if (row_bytes() > INT32_MAX) refuse("head_dim is too large: one row must fit 2^31 - 1 bytes", shape.head_dim);
   if (value_row_bytes() > INT32_MAX) refuse("value_dim is too large: one row must fit 2^31 - 1 bytes", shape.value_dim);
-  std::int64_t bytes = row_bytes() + value_row_bytes();
+  std::int64_t bytes = row_bytes() + value_row_bytes() + 2 * scale_bytes();
   for (const std::int64_t count : {shape.num_kv_heads, shape.block_size, shape.num_layers}) {
     if (bytes > max_block_bytes / count) {
       refuse("one block must fit 2^46 bytes: lower block_size, num_layers or num_kv_heads", count, max_block_bytes);
@@ -69,31 +105,32 @@ kv_layout::kv_layout(const kv_shape& shape) : shape_(shape) {
   }
 }
 
-plane_strides kv_layout::strides() const noexcept {
-  const block_steps steps = steps_of(*this);
-  const bool nhd = shape_.order == block_order::nhd;
-  return {.block = steps.block * (shape_.pool == pool_order::block_major ? shape_.num_layers : 1),
-          .token = nhd ? steps.outer : steps.inner,
-          .head = nhd ? steps.inner : steps.outer};
-}
+plane_strides kv_layout::strides() const noexcept { return strides_of(shape_, row_steps(*this)); }
+plane_strides kv_layout::scale_strides() const noexcept { return strides_of(shape_, scale_steps(*this)); }
 
 std::int32_t kv_layout::num_regions() const noexcept {
   return (shape_.placement == kv_placement::apart ? 2 : 1) * (shape_.pool == pool_order::layer_major ? shape_.num_layers : 1);
 }
 
 std::int64_t kv_layout::region_bytes(std::int64_t num_blocks) const noexcept {
-  return (num_blocks * strides().block + region_alignment - 1) / region_alignment * region_alignment;
+  return aligned_bytes(num_blocks, strides()) + aligned_bytes(num_blocks, scale_strides());
 }
 
 std::int64_t kv_layout::key_offset(std::int32_t layer, std::int64_t num_blocks) const noexcept {
-  if (shape_.pool == pool_order::block_major) return layer * steps_of(*this).block;
-  const std::int64_t regions_per_layer = shape_.placement == kv_placement::apart ? 2 : 1;
-  return regions_per_layer * layer * region_bytes(num_blocks);
+  return region_offset(*this, layer, num_blocks) + layer_offset(*this, layer, row_steps(*this));
 }
 
 std::int64_t kv_layout::value_offset(std::int32_t layer, std::int64_t num_blocks) const noexcept {
-  const bool apart = shape_.placement == kv_placement::apart;
-  return key_offset(layer, num_blocks) + (apart ? region_bytes(num_blocks) : steps_of(*this).values);
+  return key_offset(layer, num_blocks) + value_distance(*this, num_blocks, row_steps(*this));
+}
+
+std::int64_t kv_layout::key_scale_offset(std::int32_t layer, std::int64_t num_blocks) const noexcept {
+  return region_offset(*this, layer, num_blocks) + aligned_bytes(num_blocks, strides()) +
+         layer_offset(*this, layer, scale_steps(*this));
+}
+
+std::int64_t kv_layout::value_scale_offset(std::int32_t layer, std::int64_t num_blocks) const noexcept {
+  return key_scale_offset(layer, num_blocks) + value_distance(*this, num_blocks, scale_steps(*this));
 }
 
 kv_layout kv_layout::per_rank(std::int32_t tensor_parallel) const {
@@ -112,9 +149,10 @@ kv_layout kv_layout::per_rank(std::int32_t tensor_parallel) const {
 std::string kv_layout::describe() const {
   return std::to_string(shape_.num_layers) + " layers, " + std::to_string(shape_.num_kv_heads) + " KV heads x " +
          std::to_string(shape_.head_dim) + (shape_.value_dim != 0 ? " + " + std::to_string(shape_.value_dim) : "") + ", " +
-         std::string(name_of(shape_.type)) + (shape_.order == block_order::nhd ? ", NHD" : ", HND") + ", K and V " +
-         words_for(shape_.placement) + (shape_.pool == pool_order::layer_major ? ", layer-major, " : ", block-major, ") +
-         std::to_string(shape_.block_size) + " tokens per block";
+         std::string(name_of(shape_.type)) + (shape_.row_scales ? " with row scales" : "") +
+         (shape_.order == block_order::nhd ? ", NHD" : ", HND") + ", K and V " + words_for(shape_.placement) +
+         (shape_.pool == pool_order::layer_major ? ", layer-major, " : ", block-major, ") + std::to_string(shape_.block_size) +
+         " tokens per block";
 }
 
 }  // namespace pagedkv

@@ -28,15 +28,93 @@ inline status check_layer(const layer_ref& layer) noexcept {
   return {};
 }
 
+/// A layer has a scale for each row, or none.
+inline status check_scales(const layer_ref& layer) noexcept {
+  if ((layer.key_scale.base == nullptr) != (layer.value_scale.base == nullptr)) {
+    return invalid("a layer has scales for its keys and its values, or for neither: one of them is null");
+  }
+  if (layer.key_scale.base == nullptr) return {};
+  const plane_ref* const rows[2] = {&layer.key, &layer.value};
+  const plane_ref* const scales[2] = {&layer.key_scale, &layer.value_scale};
+  for (int i = 0; i < 2; ++i) {
+    if (scales[i]->num_heads != rows[i]->num_heads) {
+      return invalid("a plane's scales must have its heads", scales[i]->num_heads, rows[i]->num_heads);
+    }
+    if (scales[i]->row_bytes != 4 && scales[i]->row_bytes != 8) {
+      return invalid("a scale's row_bytes must be 4, or 8 for i4's {step, min}", scales[i]->row_bytes);
+    }
+  }
+  return {};
+}
+
+/// Bytes as they are say nothing where a row has a scale.
+inline status check_no_scales(const layer_ref& layer) noexcept {
+  if (layer.key_scale.base == nullptr && layer.value_scale.base == nullptr) return {};
+  return invalid("the layer's rows have scales: use the overload that takes a quantization");
+}
+
 inline status check_faults(const diagnostics_ref& faults) noexcept {
   if (faults.claims != nullptr && faults.report == nullptr) return invalid("a claim bitmap needs a report");
   return {};
 }
 
-inline status check_quantization(const quantization& how) noexcept {
-  if (!is_fp8(how.stored)) return invalid("stored must be f8_e4m3 or f8_e5m2", static_cast<std::int64_t>(how.stored));
-  if (is_fp8(how.outside)) return invalid("outside must be f32, f16 or bf16", static_cast<std::int64_t>(how.outside));
+/// Bytes of one row's scale in the layer's scale planes.
+inline std::int32_t scale_bytes_of(dtype stored) noexcept { return stored == dtype::i4 ? 8 : 4; }
+
+inline status check_types(const quantization& how) noexcept {
+  if (!is_fp8(how.stored) && !is_integer(how.stored)) {
+    return invalid("stored must be f8_e4m3, f8_e5m2, i8 or i4", static_cast<std::int64_t>(how.stored));
+  }
+  if (is_fp8(how.outside) || is_integer(how.outside)) {
+    return invalid("outside must be f32, f16 or bf16", static_cast<std::int64_t>(how.outside));
+  }
+  if (is_integer(how.stored) && how.granularity != scale_granularity::per_token_head) {
+    return invalid("i8 and i4 are stored with a scale per row: use scale_granularity::per_token_head");
+  }
   return {};
+}
+
+/// Whether the scales are where the granularity says.
+inline status check_scales(const layer_ref& layer, const quantization& how) noexcept {
+  if (how.granularity != scale_granularity::per_token_head) {
+    if (layer.key_scale.base != nullptr || layer.value_scale.base != nullptr) {
+      return invalid("the layer's rows have scales of their own: use scale_granularity::per_token_head");
+    }
+    if (how.key_scales == nullptr || how.value_scales == nullptr) return invalid("a scale is null");
+    return {};
+  }
+  if (how.key_scales != nullptr || how.value_scales != nullptr) {
+    return invalid("per_token_head computes the scales: leave key_scales and value_scales null");
+  }
+  if (layer.key_scale.base == nullptr || layer.value_scale.base == nullptr) {
+    return invalid("the layer has no place for a scale per row: lay it out with row_scales, or describe its scale planes");
+  }
+  if (status valid = check_scales(layer); !valid) return valid;
+  const std::int32_t scale_bytes = scale_bytes_of(how.stored);
+  for (const plane_ref* plane : {&layer.key_scale, &layer.value_scale}) {
+    if (plane->row_bytes != scale_bytes) {
+      return invalid("the layer's scales are not those of `stored`: 8 bytes for i4, 4 otherwise", plane->row_bytes,
+                     scale_bytes);
+    }
+    const auto places = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(plane->base)) | plane->block_stride |
+                        plane->token_stride | plane->head_stride;
+    if (places % scale_bytes != 0) {
+      return invalid("scales must begin on a whole number of scales: align the pool", error::none, scale_bytes);
+    }
+  }
+  return {};
+}
+
+/// Where the scales of a plane's rows are read from; strides are zero where one serves all.
+inline plane_ref key_scales(const layer_ref& layer, const quantization& how) noexcept {
+  if (how.granularity == scale_granularity::per_token_head) return layer.key_scale;
+  return {.base = reinterpret_cast<std::byte*>(const_cast<float*>(how.key_scales)),
+          .head_stride = how.granularity == scale_granularity::per_head ? std::int64_t{sizeof(float)} : 0};
+}
+inline plane_ref value_scales(const layer_ref& layer, const quantization& how) noexcept {
+  if (how.granularity == scale_granularity::per_token_head) return layer.value_scale;
+  return {.base = reinterpret_cast<std::byte*>(const_cast<float*>(how.value_scales)),
+          .head_stride = how.granularity == scale_granularity::per_head ? std::int64_t{sizeof(float)} : 0};
 }
 
 /// Rows are read and written an element at a time at least.
@@ -44,8 +122,8 @@ template <class Rows>
 status check_elements(const Rows& rows, const quantization& how) noexcept {
   const auto places =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(rows.data)) | rows.token_stride | rows.head_stride;
-  if (places % bytes_of(how.outside) == 0) return {};
-  return invalid("rows and their strides must be whole elements of `outside`", error::none, bytes_of(how.outside));
+  if (places % bytes_of(how.outside, 1) == 0) return {};
+  return invalid("rows and their strides must be whole elements of `outside`", error::none, bytes_of(how.outside, 1));
 }
 
 /// How one token's heads are moved: heads that lie together on both sides are one long row.

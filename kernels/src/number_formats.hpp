@@ -8,6 +8,7 @@
 #include <pagedkv/dtype.hpp>
 
 #ifdef __CUDACC__
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 #define PAGEDKV_HOST_DEVICE __host__ __device__ __forceinline__
 #else
@@ -90,7 +91,7 @@ PAGEDKV_HOST_DEVICE float decode(typename Format::bits code) {
   return __builtin_bit_cast(float, sign | __builtin_bit_cast(std::uint32_t, absolute));
 }
 
-/// An element outside the cache, as f32.
+/// An element outside the cache, as f32; a NaN as any NaN.
 template <class Format>
 PAGEDKV_HOST_DEVICE float widen(typename Format::bits element) {
   return decode<Format>(element);
@@ -98,6 +99,18 @@ PAGEDKV_HOST_DEVICE float widen(typename Format::bits element) {
 template <>
 PAGEDKV_HOST_DEVICE float widen<f32_format>(std::uint32_t element) {
   return __builtin_bit_cast(float, element);
+}
+template <>
+PAGEDKV_HOST_DEVICE float widen<bf16_format>(std::uint16_t element) {
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(element) << 16);
+}
+template <>
+PAGEDKV_HOST_DEVICE float widen<f16_format>(std::uint16_t element) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(element));
+#else
+  return decode<f16_format>(element);
+#endif
 }
 
 /// An f32 as an element outside the cache.
@@ -111,6 +124,15 @@ PAGEDKV_HOST_DEVICE std::uint32_t narrow<f32_format>(float value) {
   return value != value ? 0x7FFFFFFFU : __builtin_bit_cast(std::uint32_t, value);
 }
 
+/// 1 / value, rounded once.
+PAGEDKV_HOST_DEVICE float reciprocal(float value) {
+#ifdef __CUDA_ARCH__
+  return __frcp_rn(value);
+#else
+  return 1.0F / value;
+#endif
+}
+
 /// fp8(value), saturating. Devices that have an instruction for it give the same codes.
 template <class Format>
 PAGEDKV_HOST_DEVICE std::uint8_t to_fp8(float value) {
@@ -118,6 +140,16 @@ PAGEDKV_HOST_DEVICE std::uint8_t to_fp8(float value) {
   return __nv_cvt_float_to_fp8(value, __NV_SATFINITE, Format::mantissa_bits == 3 ? __NV_E4M3 : __NV_E5M2);
 #else
   return encode<Format, overflow::saturate>(value);
+#endif
+}
+
+/// The value of an fp8 code, exactly; the same instruction the other way, by way of f16.
+template <class Format>
+PAGEDKV_HOST_DEVICE float from_fp8(std::uint8_t code) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(code, Format::mantissa_bits == 3 ? __NV_E4M3 : __NV_E5M2)));
+#else
+  return decode<Format>(code);
 #endif
 }
 

@@ -77,7 +77,8 @@ TEST_F(program, refuses_bad_models) {
   expect_refused("--model " + write("b.json", "{\"num_hidden_layers\": ") + " --pool-gib 1", "b.json");
   const std::string good = write("c.json", R"({"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64})");
   expect_refused("--model " + good, "--weight-gib");
-  expect_refused("--kv-dtype int3", "f32, f16 or bf16");
+  expect_refused("--kv-dtype int3", "f8_e5m2, i8 or i4");
+  expect_refused("--kv-dtype i4", "--kv-writes none");
 }
 
 TEST_F(program, refuses_bad_pools) {
@@ -163,6 +164,13 @@ TEST_F(program, helps) {
         "--json",      "--plot",        "--prefix-sharing"}) {
     EXPECT_NE(end.out.find(option), std::string::npos) << option;
   }
+}
+
+TEST_F(program, counts_the_scales_of_a_quantised_cache) {
+  const ended end =
+      run("--trace " + write("small.csv", small_trace) + " --kv-dtype i8 --kv-writes none --pool-gib 1 --max-model-len 4096");
+  EXPECT_EQ(end.exit_status, 0) << end.err;
+  EXPECT_NE(end.out.find("(128 + 4 of scale) B = 21,120 B"), std::string::npos) << end.out;
 }
 
 TEST_F(program, runs_without_arguments) {

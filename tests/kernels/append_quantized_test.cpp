@@ -1,4 +1,4 @@
-// Rows into 8-bit caches, and back out of them.
+// Rows into caches of 8 and 4 bits, and back out of them: random cases of all, then what given scales do.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include "../seed.hpp"
 #include "backend.hpp"
 #include "fault_report.hpp"
-#include "naive_float.hpp"
+#include "naive_quantizer.hpp"
 #include "random.hpp"
 #include "test_cache.hpp"
 
@@ -26,48 +26,7 @@ float from_bits(std::uint32_t word) {
   return value;
 }
 
-/// The contract's arithmetic, an element at a time.
-class oracle {
- public:
-  oracle(dtype stored, dtype outside) : stored_(stored), outside_(outside), is_f32_(outside == dtype::f32) {}
-
-  [[nodiscard]] int outside_bytes() const { return outside_.num_bytes(); }
-  [[nodiscard]] const naive_float& stored() const { return stored_; }
-
-  [[nodiscard]] std::byte quantize(const std::byte* element, float scale) const {
-    const float reciprocal = 1.0F / scale;
-    const float product = read(element) * reciprocal;
-    return static_cast<std::byte>(stored_.encode(product, true));
-  }
-  void dequantize(std::byte* to, std::byte code, float scale) const {
-    const float product = static_cast<float>(stored_.decode(std::to_integer<std::uint32_t>(code))) * scale;
-    std::uint32_t word = 0x7FFFFFFF;
-    if (!is_f32_) {
-      word = outside_.encode(product, false);
-    } else if (!std::isnan(product)) {
-      std::memcpy(&word, &product, sizeof word);
-    }
-    std::memcpy(to, &word, static_cast<std::size_t>(outside_bytes()));  // little-endian, as all of CUDA's hosts are
-  }
-  [[nodiscard]] float read(const std::byte* element) const {
-    std::uint32_t word = 0;
-    std::memcpy(&word, element, static_cast<std::size_t>(outside_bytes()));
-    return is_f32_ ? from_bits(word) : static_cast<float>(outside_.decode(word));
-  }
-  void write(std::byte* element, float value) const {
-    std::uint32_t word = 0;
-    std::memcpy(&word, &value, sizeof word);
-    if (!is_f32_) word = outside_.encode(value, false);
-    std::memcpy(element, &word, static_cast<std::size_t>(outside_bytes()));
-  }
-
- private:
-  naive_float stored_;
-  naive_float outside_;
-  bool is_f32_;
-};
-
-/// Rows outside a cache of one-byte elements: [num_rows, heads, row], keys then values, heads `gap` bytes apart.
+/// Rows outside a quantised cache: [num_rows, heads, elements], keys then values, heads `gap` bytes apart.
 struct wide_rows {
   wide_rows(const naive_layout& cache, std::int64_t num_rows, int element_bytes, std::int64_t gap, std::int64_t shift)
       : element(element_bytes) {
@@ -75,15 +34,15 @@ struct wide_rows {
     for (std::int64_t kv = 0; kv < 2; ++kv) {
       const auto i = static_cast<std::size_t>(kv);
       offset[i] = end;
-      head_stride[i] = cache.row_bytes(kv) * element + gap;
+      head_stride[i] = cache.elements(kv) * element + gap;
       row_stride[i] = cache.heads(kv) * head_stride[i];
       end += num_rows * row_stride[i];
     }
     num_bytes = static_cast<std::size_t>(end);
   }
-  [[nodiscard]] std::int64_t at(std::int64_t kv, std::int64_t row, std::int64_t head, std::int64_t index) const {
+  [[nodiscard]] std::int64_t at(std::int64_t kv, std::int64_t row, std::int64_t head) const {
     const auto i = static_cast<std::size_t>(kv);
-    return offset[i] + row * row_stride[i] + head * head_stride[i] + index * element;
+    return offset[i] + row * row_stride[i] + head * head_stride[i];
   }
 
   int element;
@@ -91,24 +50,11 @@ struct wide_rows {
   std::size_t num_bytes = 0;
 };
 
-/// Elements as models have them, and any bits at all.
-std::vector<std::byte> random_elements(const oracle& formats, std::size_t num_bytes, std::size_t shift, random_source& random) {
-  std::vector<std::byte> bytes = random.bytes(num_bytes);
-  const auto step = static_cast<std::size_t>(formats.outside_bytes());
-  for (std::size_t i = shift; i + step <= num_bytes; i += step) {
-    if (random.one_in(3)) continue;
-    const double magnitude =
-        std::ldexp(1.0 + static_cast<double>(random.below(1 << 20)) / (1 << 20), static_cast<int>(random.below(24)) - 14);
-    formats.write(bytes.data() + i, static_cast<float>(random.one_in(2) ? -magnitude : magnitude));
-  }
-  return bytes;
-}
-
 struct scales {
   std::vector<float> key, value;
   bool per_head = false;
-  [[nodiscard]] float of(std::int64_t kv, std::int64_t head) const {
-    return (kv == 0 ? key : value)[per_head ? static_cast<std::size_t>(head) : 0];
+  [[nodiscard]] row_scale of(std::int64_t kv, std::int64_t head) const {
+    return {(kv == 0 ? key : value)[per_head ? static_cast<std::size_t>(head) : 0], 0};
   }
 };
 
@@ -135,27 +81,42 @@ TEST_P(append_quantized_test, RandomCasesInAndOut) {
   random_source random(seed);
   for (int i = 0; i < 240; ++i) {
     cache_case described = random_case(random, 2);
-    described.shape.type = random.pick({dtype::f8_e4m3, dtype::f8_e5m2});
+    described.shape.type = random.pick({dtype::f8_e4m3, dtype::f8_e5m2, dtype::i8, dtype::i4});
+    described.shape.row_scales = is_integer(described.shape.type) || random.one_in(3);
+    if (described.shape.row_scales) described.shift = random.pick<std::size_t>({0, 8});  // scales need whole addresses
+    if (random.one_in(8)) {  // longer than the registers of a team hold
+      described.shape.num_kv_heads = 1;
+      described.shape.head_dim = random.pick({1024, 1032, 1500, 4104});
+      described.shape.block_size = 8;
+    }
     const dtype outside = random.pick({dtype::f32, dtype::f16, dtype::bf16});
     const auto num_tokens = std::min(random.pick<std::int64_t>({0, 1, 2, 7, 64}),
                                      1 + 16'384 / (std::int64_t{described.shape.num_kv_heads} * described.shape.head_dim));
     described.num_blocks = num_tokens / described.shape.block_size + 3;
     const std::int64_t gap = random.pick({0, 0, 16, 4});
-    const std::int64_t shift = random.pick<std::int64_t>({0, 0, 0, bytes_of(outside), 16});
+    const std::int64_t shift = random.pick<std::int64_t>({0, 0, 0, bytes_of(outside, 1), 16});
     SCOPED_TRACE("case " + std::to_string(i) + ": " + std::to_string(num_tokens) + " tokens of " +
                  std::string(name_of(outside)) + " to " + described.describe());
     test_cache cache(where(), described, random);
-    const oracle formats(described.shape.type, outside);
+    const naive_quantizer formats(described.shape.type, outside);
     const wide_rows rows(cache.naive(), num_tokens, formats.outside_bytes(), gap, shift);
-    const std::vector<std::byte> data = random_elements(formats, rows.num_bytes, static_cast<std::size_t>(shift), random);
+    std::vector<std::byte> data = random.bytes(rows.num_bytes);
+    for (std::int64_t t = 0; t < num_tokens; ++t) {
+      for (std::int64_t kv = 0; kv < 2; ++kv) {
+        for (std::int64_t head = 0; head < cache.naive().heads(kv); ++head) {
+          write_random_row(formats, data.data() + rows.at(kv, t, head), cache.naive().elements(kv), random);
+        }
+      }
+    }
     const scales given = random_scales(cache.naive(), random);
     const buffer key_scales(where(), given.key);
     const buffer value_scales(where(), given.value);
-    const quantization how{.stored = described.shape.type,
-                           .outside = outside,
-                           .key_scales = key_scales.as<float>(),
-                           .value_scales = value_scales.as<float>(),
-                           .per_head = given.per_head};
+    quantization how{.stored = described.shape.type, .outside = outside, .granularity = scale_granularity::per_token_head};
+    if (!described.shape.row_scales) {
+      how.key_scales = key_scales.as<float>();
+      how.value_scales = value_scales.as<float>();
+      how.granularity = given.per_head ? scale_granularity::per_head : scale_granularity::per_tensor;
+    }
 
     const std::vector<std::int32_t> order =
         random.permutation(static_cast<std::int32_t>(cache.num_slots() - cache.first_slot()));
@@ -184,11 +145,17 @@ TEST_P(append_quantized_test, RandomCasesInAndOut) {
       if (slot < cache.first_slot() || slot >= cache.num_slots()) continue;
       for (std::int64_t kv = 0; kv < 2; ++kv) {
         for (std::int64_t head = 0; head < cache.naive().heads(kv); ++head) {
-          std::byte* const to =
-              cache.expected({layer, kv, slot / described.shape.block_size, slot % described.shape.block_size, head});
-          for (std::int64_t e = 0; e < cache.naive().row_bytes(kv); ++e) {
-            to[e] = formats.quantize(data.data() + rows.at(kv, t, head, e), given.of(kv, head));
+          row_place at{layer, kv, slot / described.shape.block_size, slot % described.shape.block_size, head};
+          const std::byte* const row = data.data() + rows.at(kv, t, head);
+          const std::int64_t num_elements = cache.naive().elements(kv);
+          row_scale by = given.of(kv, head);
+          std::byte* const to = cache.expected(at);
+          if (described.shape.row_scales) {
+            by = formats.find_scale(row, num_elements);
+            at.kv += 2;
+            std::memcpy(cache.expected(at), &by, formats.scale_bytes());
           }
+          formats.quantize(to, row, num_elements, by);
         }
       }
     }
@@ -236,15 +203,18 @@ TEST_P(append_quantized_test, RandomCasesInAndOut) {
       if (block > last || (block == 0 && described.has_null_block)) block = -1;
       for (std::int64_t kv = 0; kv < 2; ++kv) {
         for (std::int64_t head = 0; head < cache.naive().heads(kv); ++head) {
-          for (std::int64_t e = 0; e < cache.naive().row_bytes(kv); ++e) {
-            std::byte* const element = expected.data() + out.at(kv, row, head, e);
-            if (block < 0) {
-              std::fill_n(element, formats.outside_bytes(), std::byte{0});
-            } else {
-              formats.dequantize(element, cache.expected({layer, kv, block, position % block_size, head})[e],
-                                 given.of(kv, head));
-            }
+          std::byte* const to = expected.data() + out.at(kv, row, head);
+          const std::int64_t num_elements = cache.naive().elements(kv);
+          row_place at{layer, kv, block, position % block_size, head};
+          if (block < 0) {
+            std::fill_n(to, num_elements * formats.outside_bytes(), std::byte{0});
+            continue;
           }
+          const std::byte* const stored = cache.expected(at);
+          row_scale by = given.of(kv, head);
+          at.kv += 2;
+          if (described.shape.row_scales) std::memcpy(&by, cache.expected(at), formats.scale_bytes());
+          formats.dequantize(to, stored, num_elements, by);
         }
       }
     }
@@ -260,7 +230,7 @@ TEST_P(append_quantized_test, RandomCasesInAndOut) {
 /// One token of one head to block 0, so that a row is `elements` as they come.
 std::vector<std::byte> quantize_row(const backend& where, dtype stored, dtype outside, const std::vector<std::byte>& elements,
                                     float scale) {
-  const auto count = static_cast<std::int64_t>(elements.size()) / bytes_of(outside);
+  const auto count = static_cast<std::int64_t>(elements.size()) / bytes_of(outside, 1);
   const buffer source(where, elements);
   const buffer pool(where, static_cast<std::size_t>(2 * count));
   const buffer slots(where, std::vector<slot_t>{0});
@@ -269,9 +239,9 @@ std::vector<std::byte> quantize_row(const backend& where, dtype stored, dtype ou
     return plane_ref{
         pool.as<std::byte>(static_cast<std::size_t>(offset)), 2 * count, count, count, 1, static_cast<std::int32_t>(count)};
   };
-  const layer_ref layer{plane(0), plane(count), 1, 1, false, where.memory()};
+  const layer_ref layer{.key = plane(0), .value = plane(count), .num_blocks = 1, .block_size = 1, .memory = where.memory()};
   const source_rows row{source.as(), static_cast<std::int64_t>(elements.size()), static_cast<std::int64_t>(elements.size())};
-  const quantization how{stored, outside, device_scale.as<float>(), device_scale.as<float>(), false};
+  const quantization how{stored, outside, device_scale.as<float>(), device_scale.as<float>()};
   EXPECT_TRUE(append({2}, layer, row, row, how, slots.as<slot_t>(), 1, {}, nullptr));
   std::vector<std::byte> both = pool.content();
   EXPECT_TRUE(std::equal(both.begin(), both.begin() + count, both.begin() + count)) << "the value row has the same elements";
@@ -283,16 +253,18 @@ TEST_P(append_quantized_test, EveryShortElementAndEveryMidpointIsRoundedToNeares
   for (const dtype stored : {dtype::f8_e4m3, dtype::f8_e5m2}) {
     for (const dtype outside : {dtype::f16, dtype::bf16}) {
       SCOPED_TRACE(std::string(name_of(outside)) + " to " + std::string(name_of(stored)));
-      const oracle formats(stored, outside);
+      const naive_quantizer formats(stored, outside);
       std::vector<std::byte> elements(std::size_t{2} << 16);
       for (std::size_t code = 0; code < 1 << 16; ++code) std::memcpy(elements.data() + 2 * code, &code, 2);
       const std::vector<std::byte> found = quantize_row(where(), stored, outside, elements, 1.0F);
       for (std::size_t code = 0; code < 1 << 16; ++code) {
-        ASSERT_EQ(found[code], formats.quantize(elements.data() + 2 * code, 1.0F)) << "element " << code;
+        std::byte expected{};
+        formats.quantize(&expected, elements.data() + 2 * code, 1, {});
+        ASSERT_EQ(found[code], expected) << "element " << code;
       }
     }
     SCOPED_TRACE("f32 to " + std::string(name_of(stored)));
-    const oracle formats(stored, dtype::f32);
+    const naive_quantizer formats(stored, dtype::f32);
     std::vector<float> floats{0.0F, -0.0F, INFINITY, -INFINITY, NAN, -NAN, 1e-45F, 3e38F, 1e-30F};
     const std::vector<double>& values = formats.stored().values();
     for (std::size_t code = 1; code < values.size(); ++code) {
@@ -313,7 +285,9 @@ TEST_P(append_quantized_test, EveryShortElementAndEveryMidpointIsRoundedToNeares
     std::memcpy(elements.data(), floats.data(), elements.size());
     const std::vector<std::byte> found = quantize_row(where(), stored, dtype::f32, elements, 1.0F);
     for (std::size_t i = 0; i < floats.size(); ++i) {
-      ASSERT_EQ(found[i], formats.quantize(elements.data() + 4 * i, 1.0F)) << floats[i];
+      std::byte expected{};
+      formats.quantize(&expected, elements.data() + 4 * i, 1, {});
+      ASSERT_EQ(found[i], expected) << floats[i];
     }
   }
 }
@@ -366,7 +340,7 @@ TEST_P(append_quantized_test, MisuseIsRefusedAndNothingWritten) {
   const buffer slots(where(), std::vector<slot_t>{4});
   const buffer scale(where(), std::vector<float>{1.0F, 1.0F});
   const buffer ints(where(), std::vector<std::int32_t>{0, 1});
-  const quantization good{dtype::f8_e4m3, dtype::bf16, scale.as<float>(), scale.as<float>(), true};
+  const quantization good{dtype::f8_e4m3, dtype::bf16, scale.as<float>(), scale.as<float>(), scale_granularity::per_head};
   const source_rows source{rows.as(), 32, 16};
   const target_rows target{rows.as(), 32, 16};
   const gather_batch batch{.tables = ints.as<block_id>(),

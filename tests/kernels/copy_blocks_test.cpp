@@ -50,6 +50,7 @@ TEST_P(copy_blocks_test, RandomCasesChangeTheirDestinationsAndNothingElse) {
   random_source random(seed);
   for (int i = 0; i < 120; ++i) {
     cache_case described = random_case(random, random.pick({1, 2, 3}));
+    if (random.one_in(3)) store_with_row_scales(described, random);
     described.num_blocks = random.pick({2, 3, 7, 12});
     while (kv_layout(described.shape).block_bytes() > 200'000)
       described.shape.num_kv_heads = (described.shape.num_kv_heads + 1) / 2,

@@ -24,6 +24,8 @@ class naive_float {
       case dtype::f8_e5m2: define(5, 2, true); break;
       case dtype::f8_e4m3: define(4, 3, false); break;
       case dtype::f32: define(8, 23, true); break;
+      case dtype::i8:
+      case dtype::i4: break;
     }
   }
 

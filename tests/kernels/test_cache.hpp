@@ -14,7 +14,7 @@
 
 namespace pagedkv::testing {
 
-/// Which row of a cache. `kv` is 0 for the key, 1 for the value.
+/// Which row of a cache. `kv` is 0 for the key, 1 for the value, 2 for the key's scale, 3 for the value's.
 struct row_place {
   std::int64_t layer = 0, kv = 0, block = 0, token = 0, head = 0;
 };
@@ -61,44 +61,85 @@ inline cache_case random_case(random_source& random, std::int32_t num_layers) {
   return drawn;
 }
 
+/// The same case with another storage: elements that the library converts, each row with its scale.
+inline void store_with_row_scales(cache_case& described, random_source& random) {
+  described.shape.type = random.pick({dtype::f8_e4m3, dtype::f8_e5m2, dtype::i8, dtype::i4});
+  described.shape.row_scales = true;
+}
+
 /// Sizes and places of a case, computed from the words of the layouts and by nothing of the library.
 class naive_layout {
  public:
   explicit naive_layout(const cache_case& described) : case_(described) {
     const kv_shape& s = case_.shape;
-    const std::int64_t element = s.type == dtype::f32 ? 4 : s.type == dtype::f16 || s.type == dtype::bf16 ? 2 : 1;
-    heads_ = {s.num_kv_heads, s.num_kv_heads + (case_.odd_value ? 1 : 0)};
-    row_ = {s.head_dim * element, ((s.value_dim != 0 ? s.value_dim : s.head_dim) + (case_.odd_value ? 3 : 0)) * element};
-    const bool apart = s.placement == kv_placement::apart;
-    const bool block_major = s.pool == pool_order::block_major;
-    for (std::size_t kv = 0; kv < 2; ++kv) plane_[kv] = s.block_size * (heads_[kv] * row_[kv] + case_.token_gap);
-    region_ = case_.num_blocks * (apart ? std::max(plane_[0], plane_[1]) : plane_[0] + plane_[1]);
-    region_ = (region_ * (block_major ? s.num_layers : 1) + 255) / 256 * 256;
-    num_regions_ = std::int64_t{apart ? 2 : 1} * (block_major ? 1 : s.num_layers);
+    const std::int32_t value_dim = (s.value_dim != 0 ? s.value_dim : s.head_dim) + (case_.odd_value ? 3 : 0);
+    elements_ = {s.head_dim, value_dim};
+    const auto row = [&](std::int64_t elements) {
+      switch (s.type) {
+        case dtype::f32: return elements * 4;
+        case dtype::f16:
+        case dtype::bf16: return elements * 2;
+        case dtype::i4: return (elements + 1) / 2;
+        default: return elements;
+      }
+    };
+    rows_ = part({row(elements_[0]), row(elements_[1])}, case_.token_gap);
+    const std::int64_t scale = s.type == dtype::i4 ? 8 : 4;
+    if (s.row_scales) scales_ = part({scale, scale}, case_.token_gap != 0 ? 8 : 0);
+    region_ = rows_.num_bytes + scales_.num_bytes;
+    num_regions_ =
+        std::int64_t{s.placement == kv_placement::apart ? 2 : 1} * (s.pool == pool_order::block_major ? 1 : s.num_layers);
   }
 
   [[nodiscard]] std::int64_t pool_bytes() const { return num_regions_ * region_; }
-  [[nodiscard]] std::int64_t heads(std::int64_t kv) const { return heads_[static_cast<std::size_t>(kv)]; }
-  [[nodiscard]] std::int64_t row_bytes(std::int64_t kv) const { return row_[static_cast<std::size_t>(kv)]; }
+  [[nodiscard]] std::int64_t num_planes() const { return case_.shape.row_scales ? 4 : 2; }
+  [[nodiscard]] std::int64_t heads(std::int64_t kv) const {
+    return case_.shape.num_kv_heads + (case_.odd_value && kv % 2 == 1 ? 1 : 0);
+  }
+  [[nodiscard]] std::int64_t elements(std::int64_t kv) const { return elements_[static_cast<std::size_t>(kv)]; }
+  [[nodiscard]] std::int64_t row_bytes(std::int64_t kv) const { return part_of(kv).row(kv); }
+  /// Of a token's heads, where they and the gap behind them lie together.
+  [[nodiscard]] std::int64_t token_bytes(std::int64_t kv) const { return heads(kv) * row_bytes(kv) + part_of(kv).token_gap; }
 
   /// Byte offset of a row from the start of the pool: the indices of the named dimensions, outermost first.
   [[nodiscard]] std::int64_t offset(const row_place& at) const {
     const kv_shape& s = case_.shape;
     const std::int64_t layer_block = at.block * s.num_layers + at.layer;
     const bool layer_major = s.pool == pool_order::layer_major;
+    const std::int64_t in_region = at.kv < 2 ? 0 : rows_.num_bytes;
+    const std::int64_t kv = at.kv % 2;
     if (s.placement == kv_placement::apart) {
-      const std::int64_t plane = plane_[static_cast<std::size_t>(at.kv)];
-      if (layer_major) return (at.layer * 2 + at.kv) * region_ + at.block * plane + in_plane(at);
-      return at.kv * region_ + layer_block * plane + in_plane(at);
+      const std::int64_t plane = plane_bytes(at.kv);
+      if (layer_major) return (at.layer * 2 + kv) * region_ + in_region + at.block * plane + in_plane(at);
+      return kv * region_ + in_region + layer_block * plane + in_plane(at);
     }
-    const std::int64_t both = plane_[0] + plane_[1];
-    return (layer_major ? at.layer * region_ + at.block * both : layer_block * both) + in_pair(at);
+    const std::int64_t both = plane_bytes(at.kv - kv) + plane_bytes(at.kv - kv + 1);
+    return in_region + (layer_major ? at.layer * region_ + at.block * both : layer_block * both) + in_pair(at);
   }
 
  private:
+  /// What a region has of rows, or of scales.
+  struct region_part {
+    std::array<std::int64_t, 2> row_bytes{};
+    std::int64_t token_gap = 0;
+    std::int64_t num_bytes = 0;
+    [[nodiscard]] std::int64_t row(std::int64_t kv) const { return row_bytes[static_cast<std::size_t>(kv % 2)]; }
+  };
+  [[nodiscard]] region_part part(std::array<std::int64_t, 2> row_bytes, std::int64_t token_gap) const {
+    const kv_shape& s = case_.shape;
+    const auto plane = [&](std::int64_t kv) {
+      return s.block_size * (heads(kv) * row_bytes[static_cast<std::size_t>(kv)] + token_gap);
+    };
+    std::int64_t block = s.placement == kv_placement::apart ? std::max(plane(0), plane(1)) : plane(0) + plane(1);
+    if (s.pool == pool_order::block_major) block *= s.num_layers;
+    return {row_bytes, token_gap, (case_.num_blocks * block + 255) / 256 * 256};
+  }
+  [[nodiscard]] const region_part& part_of(std::int64_t kv) const { return kv < 2 ? rows_ : scales_; }
+  [[nodiscard]] std::int64_t plane_bytes(std::int64_t kv) const { return case_.shape.block_size * token_bytes(kv); }
+
   [[nodiscard]] std::int64_t in_plane(const row_place& at) const {
     if (case_.shape.order == block_order::hnd) return (at.head * case_.shape.block_size + at.token) * row_bytes(at.kv);
-    return at.token * (heads(at.kv) * row_bytes(at.kv) + case_.token_gap) + at.head * row_bytes(at.kv);
+    return at.token * token_bytes(at.kv) + at.head * row_bytes(at.kv);
   }
 
   /// Inside one layer's part of a block that holds keys and values.
@@ -108,13 +149,17 @@ class naive_layout {
     const std::int64_t outer = nhd ? at.token : at.head;
     const std::int64_t inner = nhd ? at.head : at.token;
     const std::int64_t inner_count = nhd ? s.num_kv_heads : s.block_size;
-    if (s.placement == kv_placement::fused) return at.kv * plane_[0] + in_plane(at);
-    if (s.placement == kv_placement::interleaved) return ((outer * 2 + at.kv) * inner_count + inner) * row_[0];
-    return (outer * inner_count + inner) * (row_[0] + row_[1]) + at.kv * row_[0];
+    const std::int64_t kv = at.kv % 2;
+    const std::int64_t key_bytes = row_bytes(at.kv - kv);
+    const std::int64_t value_bytes = row_bytes(at.kv - kv + 1);
+    if (s.placement == kv_placement::fused) return kv * plane_bytes(at.kv - kv) + in_plane(at);
+    if (s.placement == kv_placement::interleaved) return ((outer * 2 + kv) * inner_count + inner) * key_bytes;
+    return (outer * inner_count + inner) * (key_bytes + value_bytes) + kv * key_bytes;
   }
 
   cache_case case_;
-  std::array<std::int64_t, 2> heads_{}, row_{}, plane_{};
+  std::array<std::int64_t, 2> elements_{};
+  region_part rows_, scales_;
   std::int64_t region_ = 0;
   std::int64_t num_regions_ = 0;
 };
@@ -138,11 +183,11 @@ class test_cache {
   /// A row as it should be; may be written.
   [[nodiscard]] std::byte* expected(const row_place& at) { return expected_.data() + case_.shift + naive_.offset(at); }
 
-  /// Calls function(row) for each row of a block in all layers.
+  /// Calls function(row) for each row of a block in all layers, and for each scale.
   template <class Function>
   void for_each_row(std::int64_t block, const Function& function) const {
     for (std::int64_t layer = 0; layer < case_.shape.num_layers; ++layer) {
-      for (std::int64_t kv = 0; kv < 2; ++kv) {
+      for (std::int64_t kv = 0; kv < naive_.num_planes(); ++kv) {
         for (std::int64_t token = 0; token < case_.shape.block_size; ++token) {
           for (std::int64_t head = 0; head < naive_.heads(kv); ++head) function(row_place{layer, kv, block, token, head});
         }
@@ -171,16 +216,20 @@ class test_cache {
     std::vector<layer_ref> layers;
     for (std::int64_t layer = 0; layer < s.num_layers; ++layer) {
       const auto plane = [&](std::int64_t kv) {
-        const auto token = naive_.heads(kv) * naive_.row_bytes(kv) + case_.token_gap;
+        if (kv >= naive_.num_planes()) return plane_ref{};
+        const std::int64_t token = naive_.token_bytes(kv);
         return plane_ref{.base = base + naive_.offset({.layer = layer, .kv = kv}),
                          .block_stride = s.block_size * token,
                          .token_stride = token,
                          .head_stride = naive_.row_bytes(kv),
                          .num_heads = static_cast<std::int32_t>(naive_.heads(kv)),
-                         .row_bytes = static_cast<std::int32_t>(naive_.row_bytes(kv))};
+                         .row_bytes = static_cast<std::int32_t>(naive_.row_bytes(kv)),
+                         .spare_nibble = kv < 2 && s.type == dtype::i4 && naive_.elements(kv) % 2 != 0};
       };
       layers.push_back({.key = plane(0),
                         .value = plane(1),
+                        .key_scale = plane(2),
+                        .value_scale = plane(3),
                         .num_blocks = static_cast<std::int32_t>(case_.num_blocks),
                         .block_size = s.block_size,
                         .has_null_block = case_.has_null_block,

@@ -86,6 +86,90 @@ TEST(KvLayout, OffsetsByHand) {
   EXPECT_EQ(fused_blocks.value_offset(1, 7), 360);
 }
 
+// The same counts with a scale for each row: i8 rows of 5 B, i4 rows of 3 B.
+kv_shape small_scaled(dtype type, block_order order, kv_placement placement, pool_order pool) {
+  kv_shape shape = small(order, placement, pool);
+  shape.type = type;
+  shape.row_scales = true;
+  return shape;
+}
+
+TEST(KvLayout, ScalesAreCounted) {
+  const kv_layout i8(small_scaled(dtype::i8, block_order::nhd, kv_placement::apart, pool_order::layer_major));
+  EXPECT_EQ(i8.row_bytes(), 5);
+  EXPECT_EQ(i8.scale_bytes(), 4);
+  EXPECT_EQ(i8.token_bytes(), 2 * 3 * (5 + 5 + 4 + 4));
+  EXPECT_EQ(i8.block_bytes(), 4 * 108);
+  const kv_layout i4(small_scaled(dtype::i4, block_order::nhd, kv_placement::apart, pool_order::layer_major));
+  EXPECT_EQ(i4.row_bytes(), 3);
+  EXPECT_EQ(i4.scale_bytes(), 8);
+  EXPECT_EQ(i4.token_bytes(), 2 * 3 * (3 + 3 + 8 + 8));
+  EXPECT_EQ(i4.region_bytes(7), 256 + 768);  // 7 * 36 rounded up, 7 * 96 rounded up
+  const kv_layout e4m3(small_scaled(dtype::f8_e4m3, block_order::nhd, kv_placement::apart, pool_order::layer_major));
+  EXPECT_EQ(e4m3.token_bytes(), 108);
+  EXPECT_EQ(i8.per_rank(3).token_bytes() * 3, 108);
+  EXPECT_EQ(i8.describe(), "2 layers, 3 KV heads x 5, i8 with row scales, NHD, K and V apart, layer-major, 4 tokens per block");
+  EXPECT_EQ(kv_layout(kv_shape::latent(1, 512, 64, 16, dtype::i4)).token_bytes(), 256 + 32 + 2 * 8);
+}
+
+TEST(KvLayout, ScaleStridesAndOffsetsByHand) {
+  using enum block_order;
+  using enum kv_placement;
+  using enum pool_order;
+  const auto layout = [](block_order o, kv_placement p, pool_order m) { return kv_layout(small_scaled(dtype::i8, o, p, m)); };
+  // 7 blocks apart: a plane's rows are 7 * 60 = 420 B, its scales 7 * 48 = 336 B behind byte 512.
+  const kv_layout apart_layers = layout(nhd, apart, layer_major);
+  EXPECT_EQ(apart_layers.scale_strides(), (plane_strides{48, 12, 4}));
+  EXPECT_EQ(apart_layers.region_bytes(7), 1'024);
+  EXPECT_EQ(apart_layers.num_regions(), 4);
+  EXPECT_EQ(apart_layers.key_offset(1, 7), 2'048);
+  EXPECT_EQ(apart_layers.key_scale_offset(1, 7), 2'048 + 512);
+  EXPECT_EQ(apart_layers.value_scale_offset(1, 7), 3'072 + 512);
+  EXPECT_EQ(layout(hnd, apart, layer_major).scale_strides(), (plane_strides{48, 4, 16}));
+
+  // Pairs: rows 840 B, scales 672 B behind byte 1,024, the next region at 1,792.
+  const kv_layout fused_layers = layout(nhd, fused, layer_major);
+  EXPECT_EQ(fused_layers.scale_strides(), (plane_strides{96, 12, 4}));
+  EXPECT_EQ(fused_layers.region_bytes(7), 1'792);
+  EXPECT_EQ(fused_layers.key_scale_offset(1, 7), 1'792 + 1'024);
+  EXPECT_EQ(fused_layers.value_scale_offset(1, 7), 1'792 + 1'024 + 48);
+  const kv_layout interleaved_layers = layout(hnd, interleaved, layer_major);
+  EXPECT_EQ(interleaved_layers.scale_strides(), (plane_strides{96, 4, 32}));
+  EXPECT_EQ(interleaved_layers.value_scale_offset(1, 7), 1'792 + 1'024 + 16);
+  const kv_layout packed_layers = layout(nhd, packed, layer_major);
+  EXPECT_EQ(packed_layers.scale_strides(), (plane_strides{96, 24, 8}));
+  EXPECT_EQ(packed_layers.value_scale_offset(1, 7), 1'792 + 1'024 + 4);
+
+  const kv_layout apart_blocks = layout(nhd, apart, block_major);
+  EXPECT_EQ(apart_blocks.scale_strides(), (plane_strides{96, 12, 4}));
+  EXPECT_EQ(apart_blocks.key_scale_offset(1, 7), 1'024 + 48);
+  EXPECT_EQ(apart_blocks.value_scale_offset(1, 7), 1'792 + 1'024 + 48);
+  const kv_layout fused_blocks = layout(hnd, fused, block_major);
+  EXPECT_EQ(fused_blocks.scale_strides(), (plane_strides{192, 4, 16}));
+  EXPECT_EQ(fused_blocks.pool_bytes(7), 1'792 + 1'536);  // 1,680 and 1,344 rounded up
+  EXPECT_EQ(fused_blocks.key_scale_offset(1, 7), 1'792 + 96);
+  EXPECT_EQ(fused_blocks.value_scale_offset(1, 7), 1'792 + 96 + 48);
+}
+
+TEST(KvLayout, TypesAndRowScalesMustGoTogether) {
+  for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16, dtype::f8_e4m3, dtype::f8_e5m2, dtype::i8, dtype::i4}) {
+    for (const bool row_scales : {false, true}) {
+      kv_shape shape = codegeex4;
+      shape.type = type;
+      shape.row_scales = row_scales;
+      const bool refused = row_scales ? !is_fp8(type) && !is_integer(type) : is_integer(type);
+      SCOPED_TRACE(std::string(name_of(type)) + (row_scales ? " with scales" : " without scales"));
+      try {
+        const kv_layout layout(shape);
+        EXPECT_FALSE(refused);
+      } catch (const failure& thrown) {
+        EXPECT_TRUE(refused);
+        EXPECT_NE(std::string(thrown.what()).find("row_scales"), std::string::npos) << thrown.what();
+      }
+    }
+  }
+}
+
 TEST(KvLayout, SharesHeadsAmongRanks) {
   const kv_layout llama70b({.num_layers = 80, .num_kv_heads = 8, .head_dim = 128});
   EXPECT_EQ(llama70b.per_rank(1), llama70b);
@@ -95,6 +179,18 @@ TEST(KvLayout, SharesHeadsAmongRanks) {
   EXPECT_THROW((void)llama70b.per_rank(3), failure);
   EXPECT_THROW((void)llama70b.per_rank(12), failure);
   EXPECT_THROW((void)llama70b.per_rank(0), failure);
+}
+
+TEST(Dtype, NamesAndRowBytes) {
+  for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16, dtype::f8_e4m3, dtype::f8_e5m2, dtype::i8, dtype::i4}) {
+    EXPECT_EQ(find_dtype(name_of(type)), type);
+  }
+  EXPECT_EQ(bytes_of(dtype::f32, 5), 20);
+  EXPECT_EQ(bytes_of(dtype::bf16, 5), 10);
+  EXPECT_EQ(bytes_of(dtype::f8_e5m2, 5), 5);
+  EXPECT_EQ(bytes_of(dtype::i8, 5), 5);
+  EXPECT_EQ(bytes_of(dtype::i4, 4), 2);
+  EXPECT_EQ(bytes_of(dtype::i4, 5), 3);
 }
 
 std::vector<block_run> runs_of(const kv_shape& shape, std::vector<std::byte>& memory, std::int64_t num_blocks) {
@@ -136,6 +232,15 @@ TEST(CacheView, TakesOneRegionOnePerLayerOrAll) {
     EXPECT_EQ(view.layer(1).value.base, base + 3'072);
     EXPECT_EQ(view.num_blocks(), 7);
     EXPECT_TRUE(view.has_null_block());
+  }
+  const kv_layout scaled(small_scaled(dtype::i8, block_order::nhd, kv_placement::apart, pool_order::layer_major));
+  for (const auto& regions : {one, per_layer, all}) {
+    const cache_view view(scaled, 7, true, memory_kind::host, regions);
+    EXPECT_EQ(view.layer(1).key.base, base + 2'048);
+    EXPECT_EQ(view.layer(1).key_scale.base, base + 2'560);
+    EXPECT_EQ(view.layer(1).value_scale.base, base + 3'584);
+    EXPECT_EQ(view.layer(1).value_scale.row_bytes, 4);
+    EXPECT_EQ(view.layer(1).value_scale.token_stride, 12);
   }
   const std::vector<std::byte*> three{base, base, base};
   const std::vector<std::byte*> hole{nullptr};

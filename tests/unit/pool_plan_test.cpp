@@ -127,6 +127,20 @@ TEST(PoolPlan, ExplainsWhatCanBeCheckedByHand) {
   EXPECT_NE(pool_plan::of_blocks(codegeex4(16), 4).explain(1'000).find("NONE fits"), std::string::npos);
 }
 
+TEST(PoolPlan, ExplainsScales) {
+  const auto explain = [](dtype type) {
+    const kv_layout layout({.num_layers = 40, .num_kv_heads = 2, .head_dim = 129, .type = type, .row_scales = true});
+    return pool_plan::of_blocks(layout, 10).explain();
+  };
+  EXPECT_NE(explain(dtype::i8).find("40 layers x 2 (K, V) x 2 heads x (129 + 4 of scale) B = 21,280 B"), std::string::npos)
+      << explain(dtype::i8);
+  EXPECT_NE(explain(dtype::i4).find("40 layers x 2 (K, V) x 2 heads x (65 + 8 of scale) B = 11,680 B"), std::string::npos)
+      << explain(dtype::i4);
+  const kv_layout latent(kv_shape::latent(61, 512, 64, 64, dtype::i8));
+  const std::string text = pool_plan::of_blocks(latent, 10).explain();
+  EXPECT_NE(text.find("61 layers x 1 heads x (512 + 64 + 2 x 4 of scale) B = 35,624 B"), std::string::npos) << text;
+}
+
 TEST(PoolPlan, ExplainsALatentCache) {
   const kv_layout latent(kv_shape::latent(61, 512, 64, 64, dtype::bf16));
   const std::string text = pool_plan::of_blocks(latent, 10).explain();

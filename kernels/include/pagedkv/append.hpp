@@ -30,21 +30,28 @@ struct source_rows {
 /// @param faults  optional, same address space.
 /// @param stream  where CUDA memory is worked on; not synchronised; capturable. Ignored for host memory.
 /// @return invalid_argument: num_tokens negative or above 2^31 - 1; a null pointer with tokens to append; claims without a
-///         report; a layer that cannot be one (no blocks, heads or bytes; 2^31 slots or more; 2^30 bytes or more for a
-///         token's row of heads). Nothing written.
-///         cuda_failure: the launch failed. cuda_unavailable: CUDA memory, built without CUDA.
+///         report; a layer whose rows have scales, which bytes as they come have not; a layer that cannot be one (no blocks,
+///         heads or bytes; 2^31 slots or more; 2^30 bytes or more for a token's row of heads). Nothing written. cuda_failure:
+///         the launch failed. cuda_unavailable: CUDA memory, built without CUDA.
 /// Cost: each row read once and written once; 16-byte accesses where bases, strides and lengths allow it for every row.
 /// Thread-safe. No allocation on the device.
 status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
               const slot_t* slots, std::int64_t num_tokens, const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
-/// The same with rows of another type than the cache's: each element is stored in 8 bits, by `how`.
+/// The same with rows of another type than the cache's: each element is stored in 8 or 4 bits, by `how`. Scales per token and
+/// head are computed in the same pass and stored in the layer's scale planes.
 ///
-/// @param key, value  [num_tokens, heads, row_bytes elements] of `how.outside`; a cache row has one byte per element.
-/// @param how         its scales lie in the address space of `cache` and are read when the copy runs.
-/// @return as above; and invalid_argument, nothing written: a type that `how` cannot have, a null scale with tokens, or
-///         an address or stride that is not a whole number of elements of `how.outside`.
-/// Cost: as above, in groups of 16 bytes of the input where bases, strides and lengths allow it on both sides.
+/// @param key, value  [num_tokens, heads, elements of a cache row] of `how.outside`. A cache row has one byte per element, or
+/// per
+///                    two of i4.
+/// @param how         scales that it gives lie in the address space of `cache` and are read when the copy runs.
+/// @return as above, but a layer whose rows have scales is one for per_token_head; and invalid_argument, nothing written: a
+/// type
+///         that `how` cannot have; an address or stride that is not a whole number of elements of `how.outside`; a null scale,
+///         or with per_token_head one that is given; scale planes that are missing, of another size than `how.stored` needs, or
+///         not on whole scales, or that there are although scales are given.
+/// Cost: as above, in groups of 16 bytes of the input where bases, strides and lengths allow it on both sides. Where scales are
+/// computed, rows of more than 128 such groups (1,024 elements of 16 bits) are read twice.
 status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
               const quantization& how, const slot_t* slots, std::int64_t num_tokens, const diagnostics_ref& faults,
               cuda_stream stream) noexcept;

@@ -18,6 +18,8 @@ namespace pagedkv {
 ///                slice of a fused projection serves.
 /// @param rotary  as `latent`.
 /// @param slots   as for append, and so are `num_tokens`, `faults` and `stream`.
+/// Where the cache is quantised, append with a `quantization` takes both parts, as rows of one head.
+///
 /// @return as append; and invalid_argument, nothing written: a plane with another number of heads than one.
 /// Cost: as append.
 status append_latent(const kernel_context& context, const layer_ref& cache, const source_rows& latent,

@@ -24,12 +24,18 @@ struct plane_ref {
   std::int64_t head_stride = 0;
   std::int32_t num_heads = 0;
   std::int32_t row_bytes = 0;
+  bool spare_nibble = false;  ///< Rows of an odd number of i4: the last byte's high nibble is no element.
 };
 
-/// The keys and values of one layer. Trivially copyable, goes to kernels by value; valid as long as the memory.
+/// The keys and values of one layer, and where each row has a scale of its own, those. Trivially copyable, goes to kernels by
+/// value; valid as long as the memory.
 struct layer_ref {
   plane_ref key;
   plane_ref value;
+  /// One f32 (rows of 4 bytes), or {step, min} for i4 (8 bytes), for each row of `key`; base null where there are none. Any
+  /// memory and strides, so a tensor of scales of its own serves.
+  plane_ref key_scale = {};
+  plane_ref value_scale = {};  ///< The same of `value`; there are both or none.
   std::int32_t num_blocks = 0;
   std::int32_t block_size = 0;
   bool has_null_block = false;  ///< Block 0 is only read, as zeros.
@@ -53,8 +59,8 @@ struct token_run {
   std::int32_t num_tokens = 0;
 };
 
-/// All layers of a cache, described and not owned; and the same bytes as maximal contiguous runs per block, which is
-/// what copying or filling whole blocks needs, and as runs of tokens, for the first tokens of blocks. Built once, then
+/// All layers of a cache, described and not owned; and the same bytes, scales included, as maximal contiguous runs per block,
+/// which is what copying or filling whole blocks needs, and as runs of tokens, for the first tokens of blocks. Built once, then
 /// read-only: threads may share it.
 class cache_view {
  public:
@@ -66,7 +72,7 @@ class cache_view {
              std::span<std::byte* const> regions);
 
   /// Memory described layer by layer, in any strides. All layers must agree in num_blocks, block_size, null block and
-  /// memory; throws `failure` (invalid_argument) otherwise.
+  /// memory, and each with its scales; throws `failure` (invalid_argument) otherwise.
   explicit cache_view(std::vector<layer_ref> layers);
 
   [[nodiscard]] std::int32_t num_layers() const noexcept { return static_cast<std::int32_t>(layers_.size()); }

@@ -37,18 +37,20 @@ struct gather_batch {
 /// @param faults      optional, same address space.
 /// @param stream      as for append.
 /// @return invalid_argument: negative counts; no sequence, or a null pointer, where there are rows to write; a layer that
-///         cannot be one, as for append. Nothing written.
+///         cannot be one, or has scales for its rows, as for append. Nothing written.
 ///         cuda_failure, cuda_unavailable: as for append.
 /// Cost: each row read once and written once, and log2(num_sequences) steps to find its sequence.
 status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
               const target_rows& value, const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
-/// The same from a cache of 8-bit elements, which become `how.outside` again. Rows that are zeros are so whatever the scale.
+/// The same from a cache of 8- or 4-bit elements, which become `how.outside` again. Rows that are zeros are so whatever the
+/// scale.
 ///
-/// @param key, value  [num_rows, heads, row_bytes elements] of `how.outside`; a cache row has one byte per element.
-/// @param how         its scales lie in the address space of `cache` and are read when the copy runs.
-/// @return as above; and invalid_argument, nothing written: a type that `how` cannot have, a null scale with rows, or
-///         an address or stride that is not a whole number of elements of `how.outside`.
+/// @param key, value  [num_rows, heads, elements of a cache row] of `how.outside`. A cache row has one byte per element, or per
+///                    two of i4.
+/// @param how         as the rows were appended; scales lie in the address space of `cache` and are read when the copy runs.
+/// @return as above, but a layer whose rows have scales is one for per_token_head; and invalid_argument, nothing written: what
+///         append refuses of `how`, the rows and the layer's scales.
 status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
               const target_rows& value, const quantization& how, const diagnostics_ref& faults, cuda_stream stream) noexcept;
 

@@ -26,6 +26,7 @@ struct plane_pair {
   std::int64_t row_stride = 0;
   std::int64_t rows_head_stride = 0;
   fast_divider units_per_head;
+  bool spare_nibble = false;
 };
 
 /// One unit's place: which plane, and its byte offsets behind a token's first byte on both sides.
@@ -35,6 +36,7 @@ struct unit_place {
   std::int64_t in_rows;
   std::uint32_t head;  ///< Of the plane, where heads are not moved together.
   bool is_value;
+  bool lacks_last;  ///< The unit ends in a spare nibble.
 };
 
 /// Both planes of a layer.
@@ -50,9 +52,13 @@ struct token_planes {
     const plane_pair& plane = planes[is_value ? 1 : 0];
     if (is_value) unit -= key_units;
     const std::uint32_t head = plane.units_per_head.divide(unit);
-    const std::int64_t in_head = unit - head * plane.units_per_head.divisor;
-    return {plane, head * plane.cache_head_stride + in_head * Width, head * plane.rows_head_stride + in_head * RowsWidth, head,
-            is_value};
+    const std::uint32_t in_head = unit - head * plane.units_per_head.divisor;
+    return {plane,
+            head * plane.cache_head_stride + std::int64_t{in_head} * Width,
+            head * plane.rows_head_stride + std::int64_t{in_head} * RowsWidth,
+            head,
+            is_value,
+            plane.spare_nibble && in_head + 1 == plane.units_per_head.divisor};
   }
 
   /// The first byte of a slot in one plane.
@@ -88,7 +94,8 @@ inline void add_plane(planned_planes& plan, int index, const plane_ref& inner, c
                                .rows = static_cast<std::byte*>(const_cast<void*>(outer.data)),
                                .row_stride = outer.row_stride,
                                .rows_head_stride = outer.head_stride,
-                               .units_per_head = fast_divider(units_per_head)};
+                               .units_per_head = fast_divider(units_per_head),
+                               .spare_nibble = inner.spare_nibble};
   if (index == 0) plan.planes.key_units = units;
   plan.units_per_token += units;
 }

@@ -33,6 +33,7 @@ status gather(const kernel_context& context, const layer_ref& cache, const gathe
   if (status valid = check_batch(batch, key, value); !valid) return valid;
   if (batch.num_rows == 0) return {};
   if (status valid = check_layer(cache); !valid) return valid;
+  if (status valid = check_no_scales(cache); !valid) return valid;
   if (cache.memory == memory_kind::cuda) return cuda::gather(context, cache, batch, key, value, faults, stream);
 
   host::for_each_row(cache, batch, faults.report, [&](std::int32_t row, std::int32_t slot) {
