@@ -48,6 +48,8 @@ struct subject {
 /// next one's turn.
 class running {
  public:
+  explicit running(std::size_t min_plays) : min_plays_(min_plays) {}
+
   void measure(benchmark::State& state, subject& tested, measured_case& measured, temperature chosen) {
     try {
       if (measured_ != &measured || chosen_ != chosen) {
@@ -57,7 +59,7 @@ class running {
         chosen_ = chosen;
       }
       for (auto _ : state) state.SetIterationTime(run_->play());
-      run_->finish();
+      run_->finish(min_plays_);
     } catch (const std::exception& problem) {
       fmt::print(stderr, "kernel_benchmarks: {}\n", problem.what());
       std::exit(1);  // nothing after a wrong result is worth a figure
@@ -65,6 +67,7 @@ class running {
   }
 
  private:
+  std::size_t min_plays_;
   std::unique_ptr<test_bench::run> run_;
   measured_case* measured_ = nullptr;
   temperature chosen_ = temperature::cold;
@@ -116,7 +119,7 @@ int measure(const options& wanted) {
   } else {
     fmt::print(stderr, "kernel_benchmarks: {}: only the host backend is measured\n", why_no_gpu);
   }
-  running current;
+  running current(wanted.tiny ? 1 : 5);
   for (const std::unique_ptr<subject>& each : subjects) add_benchmarks(current, *each);
   silent_reporter reporter;
   if (benchmark::RunSpecifiedBenchmarks(&reporter) == 0) throw std::runtime_error("no benchmark has such a name");

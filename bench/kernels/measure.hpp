@@ -56,13 +56,13 @@ class test_bench {
    public:
     /// Throws `wrong_result`, or `failure` when the machine refuses.
     run(test_bench& bench, measured_case& measured, temperature chosen);
-    /// Plays every contender once, and notes how long each took. Returns the library's seconds for one call.
+    /// Plays every contender once, and notes how long each took. Returns how long the library played.
     double play();
-    /// Writes the medians to the case.
-    void finish();
+    /// Plays on until each contender had `min_plays`, and writes the medians to the case.
+    void finish(std::size_t min_plays);
 
    private:
-    void check(const contender& each, player& plays) const;
+    void check(const contender& each, player& plays, std::int64_t first_set) const;
 
     test_bench* bench_;
     measured_case* measured_;
