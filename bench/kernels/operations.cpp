@@ -243,8 +243,7 @@ benchmark_case append_fp8_case(const std::string& shape, const token_set& tokens
                         }
                       }
                     }};
-      const quantization how{
-          .stored = dtype::f8_e4m3, .outside = dtype::f16, .key_scales = scales, .value_scales = scales, .per_head = false};
+      const quantization how{.stored = dtype::f8_e4m3, .outside = dtype::f16, .key_scales = scales, .value_scales = scales};
       one.call = [&context = space.where.context(), sets = space.sets, layer = cache.layer(0), planes = source_planes(tokens),
                   to_slots = space.share(slots), how, num_tokens](std::int64_t set, cuda_stream stream) {
         append(context, moved_by(layer, set * sets.output_bytes), planes.keys(sets.input(set)), planes.values(sets.input(set)),
@@ -321,7 +320,7 @@ struct block_set {
   [[nodiscard]] cache_view view(memory_kind memory, std::byte* base) const {
     const kv_layout layout({.num_layers = 1,
                             .num_kv_heads = 1,
-                            .head_dim = static_cast<std::int32_t>(piece_bytes / (2 * block_size * bytes_of(dtype::f16))),
+                            .head_dim = static_cast<std::int32_t>(piece_bytes / (2 * bytes_of(dtype::f16, block_size))),
                             .block_size = block_size,
                             .type = dtype::f16,
                             .placement = kv_placement::fused});

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(cta_threads)
     const std::uint32_t tile_groups = accesses_in_flight << p.team_shift;
 
     const slot_t slot = has_row ? p.slots[at.row] : padding_slot;
-    typename Group::outside_unit data[accesses_in_flight];
+    typename Group::outside_unit data[accesses_in_flight] = {};
     typename Group::range found;
     std::uint32_t tile = 0;  // the first group of the tile in registers
     for (std::uint32_t next = 0; next < num_groups; next += tile_groups) {
