@@ -133,7 +133,7 @@ TEST_P(append_quantized_test, RandomCasesInAndOut) {
   const std::uint64_t seed = seed_or(2032);
   SCOPED_TRACE(replay_hint(seed));
   random_source random(seed);
-  for (int i = 0; i < 240; ++i) {
+  for (int i = 0; i < num_cases(240); ++i) {
     cache_case described = random_case(random, 2);
     described.shape.type = random.pick({dtype::f8_e4m3, dtype::f8_e5m2});
     const dtype outside = random.pick({dtype::f32, dtype::f16, dtype::bf16});
