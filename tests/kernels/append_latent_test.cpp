@@ -50,7 +50,7 @@ TEST_P(append_latent_test, RandomCasesChangeTheirSlotsAndNothingElse) {
   const std::uint64_t seed = seed_or(2029);
   SCOPED_TRACE(replay_hint(seed));
   random_source random(seed);
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < num_cases(200); ++i) {
     cache_case described;
     described.shape = kv_shape::latent(2, random.pick({1, 7, 64, 512, 576}), random.pick({1, 3, 32, 64}),
                                        random.pick({1, 8, 16, 64}), random.pick({dtype::f32, dtype::f16, dtype::bf16}));

@@ -4,7 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <ostream>
 #include <string>
@@ -23,6 +25,8 @@ class backend {
   [[nodiscard]] virtual memory_kind memory() const = 0;
   /// Why its cases cannot run here; empty when they can.
   [[nodiscard]] virtual std::string why_unavailable() const { return {}; }
+  /// Whether it looks for races between CUDA threads, which takes a thousand times as long.
+  [[nodiscard]] virtual bool detects_races() const { return false; }
   /// Called before each case.
   virtual void prepare() const {}
   /// Waits for the work of the null stream.
@@ -81,6 +85,12 @@ class kernel_test : public ::testing::TestWithParam<const backend*> {
     where().prepare();
   }
   [[nodiscard]] static const backend& where() { return *GetParam(); }
+  /// How many of `wanted` random cases to run.
+  [[nodiscard]] static int num_cases(int wanted) { return where().detects_races() ? std::min(wanted, 3) : wanted; }
+  /// How many of `wanted` tokens, or whatever a case is large in, to have at most.
+  [[nodiscard]] static std::int64_t at_most(std::int64_t wanted) {
+    return where().detects_races() ? std::min<std::int64_t>(wanted, 128) : wanted;
+  }
 };
 
 }  // namespace pagedkv::testing

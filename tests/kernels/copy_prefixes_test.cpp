@@ -50,7 +50,7 @@ TEST_P(copy_prefixes_test, RandomCasesChangeTheirTokensAndNothingElse) {
   const std::uint64_t seed = seed_or(2030);
   SCOPED_TRACE(replay_hint(seed));
   random_source random(seed);
-  for (int i = 0; i < 150; ++i) {
+  for (int i = 0; i < num_cases(150); ++i) {
     cache_case described = random_case(random, random.pick({1, 2, 3}));
     if (random.one_in(3)) store_with_row_scales(described, random);
     described.num_blocks = random.pick({2, 3, 7});

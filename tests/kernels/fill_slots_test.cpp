@@ -94,7 +94,7 @@ TEST_P(fill_slots_test, RandomCases) {
   const std::uint64_t seed = seed_or(2028);
   SCOPED_TRACE(replay_hint(seed));
   random_source random(seed);
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < num_cases(300); ++i) {
     const cache_case described = pool_of(random.pick({1, 3, 8, 16, 24, 64}), random.one_in(2));
     SCOPED_TRACE("case " + std::to_string(i) + ": " + described.describe());
     test_cache cache(where(), described, random);

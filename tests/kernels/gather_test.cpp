@@ -96,7 +96,7 @@ TEST_P(gather_test, RandomCases) {
   const std::uint64_t seed = seed_or(2027);
   SCOPED_TRACE(replay_hint(seed));
   random_source random(seed);
-  for (int i = 0; i < 250; ++i) {
+  for (int i = 0; i < num_cases(250); ++i) {
     cache_case described = random_case(random, 2);
     described.num_blocks = 6;
     while (kv_layout(described.shape).block_bytes() > 400'000)

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,7 +34,7 @@ constexpr unsigned int max_block_threads = 1024;
 constexpr std::size_t stack_bytes = std::size_t{256} << 10;
 constexpr std::size_t guard_bytes = 4096;
 /// The race detector needs a stack for each CUDA thread, or it takes one thread's locals for another's.
-constexpr unsigned int max_fibers = has_tsan ? 4096 : max_block_threads;
+constexpr unsigned int max_fibers = has_tsan ? 2048 : max_block_threads;
 constexpr std::size_t redzone_bytes = 256;
 /// And distinct shared memory for each block, and an address to order threads by for each barrier.
 constexpr std::size_t shared_region_bytes = has_tsan ? std::size_t{256} << 20 : std::size_t{1} << 20;
@@ -150,6 +151,7 @@ class executor {
   std::array<fiber*, max_fibers> idle_{};
   unsigned int num_fibers_ = 0;
   unsigned int num_idle_ = 0;
+  unsigned int next_fiber_ = 0;
   std::size_t shared_used_ = 0;
   std::size_t barriers_used_ = 0;
   cudaStream_t last_stream_ = nullptr;  // grids of different streams are not ordered
@@ -163,6 +165,11 @@ class executor {
 
 thread_local executor* running = nullptr;
 thread_local std::string next_kernel;
+
+std::set<std::string>& all_executed() {
+  static std::set<std::string>& instance = *new std::set<std::string>;
+  return instance;
+}
 
 executor& this_executor() {
   thread_local executor instance;
@@ -213,7 +220,7 @@ void executor::destroy_fibers() {
 
 /// After a grid everything may be used anew, because what one grid does is ordered before the next.
 void executor::reuse_memory() {
-  for (num_idle_ = 0; num_idle_ < num_fibers_; ++num_idle_) idle_[num_idle_] = &fibers_[num_fibers_ - 1 - num_idle_];
+  next_fiber_ = 0;
   shared_used_ = 0;
   barriers_used_ = 0;
 }
@@ -226,8 +233,14 @@ void executor::renew_memory() {
   reuse_memory();
 }
 
+/// For the race detector they go round, so that blocks get the same fiber's thread only when many others lie between.
 fiber& executor::free_fiber() {
-  if (num_idle_ != 0) return *idle_[--num_idle_];
+  if constexpr (has_tsan) {
+    const unsigned int next = std::exchange(next_fiber_, (next_fiber_ + 1) % max_fibers);
+    if (next < num_fibers_) return fibers_[next];
+  } else if (num_idle_ != 0) {
+    return *idle_[--num_idle_];
+  }
   std::byte* const lowest = memory_ + num_fibers_ * (stack_bytes + guard_bytes);
   mprotect(lowest, guard_bytes, PROT_NONE);
   fiber& made = fibers_[num_fibers_++];
@@ -241,8 +254,7 @@ fiber& executor::free_fiber() {
 /// Shared memory starts as garbage, as on a device.
 void executor::new_block_memory() {
   if constexpr (has_tsan) {
-    const bool full = num_fibers_ - num_idle_ + num_threads_ > max_fibers ||
-                      shared_used_ + max_shared_bytes > shared_region_bytes || barriers_used_ > barrier_region_bytes / 2;
+    const bool full = shared_used_ + max_shared_bytes > shared_region_bytes || barriers_used_ > barrier_region_bytes / 2;
     if (full) renew_memory();
     block_ordered_by_ = new_barrier_address();
   }
@@ -523,10 +535,16 @@ void name_kernel(const char* call) {
   next_kernel.assign(call, std::strcspn(call, "<,) "));
 }
 
+std::set<std::string> take_executed_kernels() {
+  const std::scoped_lock lock(runtime_lock());
+  return std::exchange(all_executed(), {});
+}
+
 cudaError_t submit_grid(const cudaLaunchConfig_t& config, const char* call, void (*thread)(void*),
                         std::shared_ptr<void> parameters) {
   if (next_kernel.empty()) name_kernel(call);
   return submit(config.stream, [config, thread, parameters = std::move(parameters), kernel = std::exchange(next_kernel, {})] {
+    all_executed().insert(kernel);
     this_executor().run(config, kernel.c_str(), thread, parameters.get());
   });
 }

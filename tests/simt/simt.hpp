@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <set>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -47,6 +49,9 @@ void set_lazy_streams(bool lazy);
 
 /// Runs all that waits, as time would.
 void run_pending();
+
+/// The names of the kernels that ran since the last call.
+std::set<std::string> take_executed_kernels();
 
 /// Bytes of the simulated device, 16 GiB unless set; what exceeds them cudaMalloc refuses. Memory in use stays.
 void set_device_bytes(std::size_t num_bytes) noexcept;

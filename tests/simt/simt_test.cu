@@ -51,6 +51,12 @@ TEST(Simt, OrderOfThreadsCanBeReversed) {
   set_order(order::forward);
 }
 
+TEST(Simt, AGridMayHaveMoreThreadsThanTheRaceDetectorCanTellApartAtOnce) {
+  device_array<unsigned int> last(1);
+  ASSERT_EQ(launch(dim3(5), dim3(1024), write_own_number, last.get()), cudaSuccess);
+  EXPECT_EQ(last.at(0), 5U * 1024 - 1);
+}
+
 TEST(Simt, RefusesIllegalLaunchShapes) {
   device_array<unsigned int> last(1);
   const auto try_shape = [&](dim3 grid, dim3 block) { return launch(grid, block, write_own_number, last.get()); };

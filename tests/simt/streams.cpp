@@ -93,7 +93,10 @@ void run_next(CUstream_st& stream) {
     run_before(null_stream(), item.sequence);
     order_after(stream, null_stream());
   }
-  run_as(stream, item.run);
+  run_as(stream, [&] {
+    item.run();
+    item.run = nullptr;  // freed by the stream, because the host is not ordered after it yet
+  });
 }
 
 /// Runs the stream's items with a smaller sequence number.

@@ -141,6 +141,7 @@ TEST_F(lazy_streams, AStagingBufferThatIsReusedTooEarlyIsSeen) {
 
 TEST_F(lazy_streams, PageableMemoryIsReadAtTheCall) {
   const device_array<int> number(1);
+  cudaDeviceSynchronize();
   const stream own(cudaStreamNonBlocking);
   int pageable = 1;
   cudaMemcpyAsync(number.get(), &pageable, sizeof(int), cudaMemcpyHostToDevice, own.get());
