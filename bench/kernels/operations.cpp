@@ -49,7 +49,9 @@ struct token_set {
     return std::transform_reduce(lengths.begin(), lengths.end(), std::int64_t{0}, std::plus{},
                                  [](std::int32_t length) { return (length + block_size - 1) / block_size; });
   }
-  [[nodiscard]] std::int64_t token_bytes(std::int64_t element_bytes) const { return num_heads * head_dim * element_bytes; }
+  [[nodiscard]] std::int64_t token_bytes(std::int64_t element_bytes) const {
+    return std::int64_t{num_heads} * head_dim * element_bytes;
+  }
   [[nodiscard]] std::int64_t row_bytes(std::int64_t element_bytes) const { return head_dim * element_bytes; }
   [[nodiscard]] kv_layout layout(dtype type) const {
     return kv_layout({.num_layers = 1,
@@ -321,7 +323,7 @@ struct block_set {
   [[nodiscard]] cache_view view(memory_kind memory, std::byte* base) const {
     const kv_layout layout({.num_layers = 1,
                             .num_kv_heads = 1,
-                            .head_dim = static_cast<std::int32_t>(piece_bytes / (2 * block_size * bytes_of(dtype::f16))),
+                            .head_dim = static_cast<std::int32_t>(piece_bytes / (bytes_of(dtype::f16) * 2 * block_size)),
                             .block_size = block_size,
                             .type = dtype::f16,
                             .placement = kv_placement::fused});
