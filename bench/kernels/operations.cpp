@@ -462,6 +462,7 @@ std::vector<benchmark_case> all_cases(memory_kind memory) {
   }
   cases.push_back(append_fp8_case("8x128 [1]*8", tokens_of(repeated(8, 1))));
   cases.push_back(append_fp8_case("8x128 [5000]", tokens_of({5'000})));
+  cases.push_back(gather_case("8x128 [64]*8", tokens_of(repeated(8, 64))));
   cases.push_back(gather_case("8x128 [5000]", tokens_of({5'000})));
   cases.push_back(gather_case("8x128 [625]*8", tokens_of(repeated(8, 625))));
   token_set by_heads = tokens_of({5'000});
