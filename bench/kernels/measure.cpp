@@ -19,24 +19,28 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
-test_bench::test_bench(std::unique_ptr<machine> where)
-    : where_(std::move(where)),
-      input_(where_->allocate(where_->input_arena_bytes())),
-      output_(where_->allocate(where_->output_arena_bytes())) {
-  // The output gets its content where that is checked; what matters here is that its pages are there.
-  for (const auto& [memory, num_bytes] :
-       {std::pair{input_.get(), where_->input_arena_bytes()}, {output_.get(), where_->output_arena_bytes()}}) {
-    std::vector<std::byte> noise(std::size_t{1} << 22);
+test_bench::test_bench(std::unique_ptr<machine> where) : where_(std::move(where)) {}
+
+void test_bench::reserve_arenas() {
+  if (input_ != nullptr) return;
+  input_ = where_->allocate(where_->input_arena_bytes());
+  output_ = where_->allocate(where_->output_arena_bytes());
+  std::vector<std::byte> noise(std::size_t{1} << 22);
+  const auto upload_all = [&](std::byte* to, std::int64_t num_bytes, bool is_input) {
     for (std::int64_t done = 0; done < num_bytes; done += static_cast<std::int64_t>(noise.size())) {
       const std::span<std::byte> piece(noise.data(), std::min(noise.size(), static_cast<std::size_t>(num_bytes - done)));
-      if (memory == input_.get() || done == 0) write_noise(arena::input, done, piece);
-      where_->upload(memory + done, piece);
+      if (is_input) write_noise(arena::input, done, piece);
+      where_->upload(to + done, piece);
     }
-  }
+  };
+  upload_all(input_.get(), where_->input_arena_bytes(), true);
+  // The output gets its content where that is checked; here its pages only come into being.
+  upload_all(output_.get(), where_->output_arena_bytes(), false);
 }
 
 const test_bench::copy_speed& test_bench::plain_copy() {
   if (plain_copy_) return *plain_copy_;
+  reserve_arenas();
   const std::int64_t num_bytes = std::min(where_->input_arena_bytes(), where_->output_arena_bytes());
   for (const machine::plain_copy& way : where_->plain_copies()) {
     const auto plays =
@@ -62,14 +66,18 @@ std::int64_t test_bench::sets_for(const benchmark_case& what, temperature chosen
   return std::clamp<std::int64_t>((where_->cold_bytes() + what.num_bytes - 1) / what.num_bytes, 1, most);
 }
 
+workspace test_bench::workspace_for(const benchmark_case& what, temperature chosen) {
+  reserve_arenas();
+  return {.where = *where_,
+          .sets = {input_.get(), output_.get(), what.input_bytes, what.output_bytes},
+          .num_sets = sets_for(what, chosen),
+          .shared_inputs = {}};
+}
+
 test_bench::run::run(test_bench& bench, measured_case& measured, temperature chosen)
-    : bench_(&bench),
-      measured_(&measured),
+    : measured_(&measured),
       result_(chosen == temperature::cold ? &measured.cold : &measured.hot),
-      space_{.where = *bench.where_,
-             .sets = {bench.input_.get(), bench.output_.get(), measured.what.input_bytes, measured.what.output_bytes},
-             .num_sets = bench.sets_for(measured.what, chosen),
-             .shared_inputs = {}},
+      space_(bench.workspace_for(measured.what, chosen)),
       contenders_(measured.what.prepare(space_)),
       samples_(contenders_.size()) {
   measured.names.clear();

@@ -37,7 +37,7 @@ struct measured_case {
 
 enum class temperature : std::uint8_t { cold, hot };
 
-/// A machine, the memory that its cases work in, and its fastest plain copy.
+/// A machine, the memory that its cases work in (taken when the first of them runs), and its fastest plain copy.
 class test_bench {
  public:
   explicit test_bench(std::unique_ptr<machine> where);
@@ -64,7 +64,6 @@ class test_bench {
    private:
     void check(const contender& each, player& plays, std::int64_t first_set) const;
 
-    test_bench* bench_;
     measured_case* measured_;
     timing* result_;
     workspace space_;
@@ -79,6 +78,8 @@ class test_bench {
 
  private:
   friend class run;
+  void reserve_arenas();
+  [[nodiscard]] workspace workspace_for(const benchmark_case& what, temperature chosen);
   [[nodiscard]] std::int64_t sets_for(const benchmark_case& what, temperature chosen) const;
 
   std::unique_ptr<machine> where_;

@@ -49,7 +49,9 @@ struct token_set {
     return std::transform_reduce(lengths.begin(), lengths.end(), std::int64_t{0}, std::plus{},
                                  [](std::int32_t length) { return (length + block_size - 1) / block_size; });
   }
-  [[nodiscard]] std::int64_t token_bytes(std::int64_t element_bytes) const { return num_heads * head_dim * element_bytes; }
+  [[nodiscard]] std::int64_t token_bytes(std::int64_t element_bytes) const {
+    return std::int64_t{num_heads} * head_dim * element_bytes;
+  }
   [[nodiscard]] std::int64_t row_bytes(std::int64_t element_bytes) const { return head_dim * element_bytes; }
   [[nodiscard]] kv_layout layout(dtype type) const {
     return kv_layout({.num_layers = 1,
@@ -459,6 +461,7 @@ std::vector<benchmark_case> all_cases(memory_kind memory) {
   }
   cases.push_back(append_fp8_case("8x128 [1]*8", tokens_of(repeated(8, 1))));
   cases.push_back(append_fp8_case("8x128 [5000]", tokens_of({5'000})));
+  cases.push_back(gather_case("8x128 [64]*8", tokens_of(repeated(8, 64))));
   cases.push_back(gather_case("8x128 [5000]", tokens_of({5'000})));
   cases.push_back(gather_case("8x128 [625]*8", tokens_of(repeated(8, 625))));
   token_set by_heads = tokens_of({5'000});

@@ -51,9 +51,18 @@ struct tiny_cache {
 
   [[nodiscard]] pagedkv::layer_ref layer() const {
     const auto plane = [](std::byte* base) {
-      return pagedkv::plane_ref{base, block_size * row_bytes, row_bytes, row_bytes, 1, row_bytes};
+      return pagedkv::plane_ref{.base = base,
+                                .block_stride = block_size * row_bytes,
+                                .token_stride = row_bytes,
+                                .head_stride = row_bytes,
+                                .num_heads = 1,
+                                .row_bytes = row_bytes};
     };
-    return {plane(keys.get()), plane(values.get()), num_blocks, block_size, false, pagedkv::memory_kind::cuda};
+    return {.key = plane(keys.get()),
+            .value = plane(values.get()),
+            .num_blocks = num_blocks,
+            .block_size = block_size,
+            .memory = pagedkv::memory_kind::cuda};
   }
   [[nodiscard]] pagedkv::status append(const void* key, const pagedkv::slot_t* to,
                                        const pagedkv::diagnostics_ref& faults) const {
