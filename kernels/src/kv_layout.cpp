@@ -59,7 +59,8 @@ std::int64_t aligned_bytes(std::int64_t num_blocks, const plane_strides& strides
 /// Where the region that holds a layer's keys begins, and where the layer's bytes of block 0 do behind that.
 std::int64_t region_offset(const kv_layout& layout, std::int32_t layer, std::int64_t num_blocks) noexcept {
   if (layout.shape().pool == pool_order::block_major) return 0;
-  return (layout.shape().placement == kv_placement::apart ? 2 : 1) * layer * layout.region_bytes(num_blocks);
+  const std::int64_t regions_per_layer = layout.shape().placement == kv_placement::apart ? 2 : 1;
+  return regions_per_layer * layer * layout.region_bytes(num_blocks);
 }
 std::int64_t layer_offset(const kv_layout& layout, std::int32_t layer, const block_steps& steps) noexcept {
   return layout.shape().pool == pool_order::block_major ? layer * steps.block : 0;

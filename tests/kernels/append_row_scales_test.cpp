@@ -169,7 +169,7 @@ TEST_P(append_row_scales_test, WhatIsReadBackKeepsTheStatedBound) {
                      std::to_string(dim));
         constexpr std::int32_t num_tokens = 48;
         const naive_quantizer formats(stored, outside);
-        const auto row_stride = static_cast<std::size_t>(dim * formats.outside_bytes());
+        const auto row_stride = static_cast<std::size_t>(dim) * static_cast<std::size_t>(formats.outside_bytes());
         std::vector<std::byte> data(num_tokens * row_stride);
         for (std::size_t t = 0; t < num_tokens; ++t) write_random_row(formats, data.data() + t * row_stride, dim, random);
         const separate_tensors cache(where(), stored, dim, num_tokens / 4, 4);

@@ -51,7 +51,8 @@ status append(const kernel_context& context, const layer_ref& cache, const sourc
 ///         or with per_token_head one that is given; scale planes that are missing, of another size than `how.stored` needs, or
 ///         not on whole scales, or that there are although scales are given.
 /// Cost: as above, in groups of 16 bytes of the input where bases, strides and lengths allow it on both sides. Where scales are
-/// computed, rows of more than 128 such groups (1,024 elements of 16 bits) are read twice.
+/// computed, rows of more than 128 such groups (1,024 elements of 16 bits; 128 elements where they are moved one by one) are
+/// read twice.
 status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
               const quantization& how, const slot_t* slots, std::int64_t num_tokens, const diagnostics_ref& faults,
               cuda_stream stream) noexcept;

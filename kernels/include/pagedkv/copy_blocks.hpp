@@ -16,7 +16,8 @@ struct block_copy {
   block_id destination;
 };
 
-/// Copies each source block onto its destination, keys and values of all layers. One source may have many destinations.
+/// Copies each source block onto its destination, keys, values and their scales of all layers. One source may have many
+/// destinations.
 ///
 /// @param copies  host memory, free to be reused on return (the ids travel as kernel parameters).
 /// @param stream  as for append.
@@ -34,8 +35,8 @@ struct prefix_copy {
   std::int32_t num_tokens = 0;  ///< From 0 to block_size.
 };
 
-/// Copies the first `num_tokens` tokens of each source block onto its destination, keys and values of all layers; the
-/// destination's other tokens keep their bytes. One source may have many destinations.
+/// Copies the first `num_tokens` tokens of each source block onto its destination, keys, values and their scales of all layers;
+/// the destination's other tokens keep their bytes. One source may have many destinations.
 ///
 /// @param copies  as above.
 /// @param stream  as for append.

@@ -13,6 +13,8 @@ namespace pagedkv {
 /// - one tensor per layer: each layer's;
 /// - two tensors per layer: K's and V's of layer 0, then of layer 1, ...;
 /// - one tensor for all layers: that one.
+/// With `row_scales` a tensor's scales lie behind it, as kv_layout says; where an engine keeps them elsewhere, describe its
+/// layers with their scale planes by hand.
 /// Engines change; what is written here is each layout by its shape, which to compare with the version at hand.
 enum class engine_layout : std::uint8_t {
   vllm,                   ///< One tensor per layer, [num_blocks, 2, block_size, num_kv_heads, head_dim].

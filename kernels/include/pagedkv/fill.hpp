@@ -11,8 +11,8 @@
 
 namespace pagedkv {
 
-/// Sets every byte of each block, in all layers, to `pattern`: 0 so that no tenant sees another's, 0xFF for NaN in every
-/// float format. Ids may repeat.
+/// Sets every byte of each block, scales too, in all layers, to `pattern`: 0 so that no tenant sees another's, 0xFF for NaN in
+/// every float format, and by its scales in every integer one. Ids may repeat.
 ///
 /// @param blocks  host memory, free to be reused on return. The null block may only be filled with 0.
 /// @param stream  as for append.
