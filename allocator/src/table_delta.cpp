@@ -25,6 +25,10 @@ error past_rows(std::int32_t row, const table_set& tables, std::int64_t index = 
   return invalid("a sequence's row is past the tables: make them for more sequences", row, tables.max_sequences - 1, index);
 }
 
+error past_width(std::int32_t num_blocks, std::int32_t width, std::int32_t row) noexcept {
+  return invalid("a sequence has more blocks than a row of the tables: make them for more tokens", num_blocks, width, row);
+}
+
 /// More of them, side by side, always pay as a run.
 constexpr std::int64_t most_single_changes = 4;
 static_assert(pays_as_run(most_single_changes + 1, most_single_changes + 1));
@@ -79,7 +83,8 @@ table_delta_builder::table_delta_builder(const table_set& tables)
       changes_(most_bytes_ / std::int64_t{sizeof(entry_change)} + most_single_changes, "a delta's changes do not fit"),
       runs_(most_bytes_ / std::int64_t{sizeof(entry_run)} + 1, "a delta's runs do not fit"),
       blocks_(most_bytes_ / std::int64_t{sizeof(block_id)} + tables.max_tokens_per_sequence, "a delta's blocks do not fit"),
-      is_replaced_(tables.max_sequences) {
+      is_replaced_(tables.max_sequences),
+      is_named_(tables.num_entries()) {
   std::int32_t next = 0;
   for (std::int32_t g = 0; g < static_cast<std::int32_t>(tables.groups.size()); ++g) {
     first_entries_.push_back(next);
@@ -152,7 +157,9 @@ result<table_delta> table_delta_builder::build(const kv_cache& cache, std::span<
     }
   };
   mark(1);
+  const std::int32_t first_run = delta_.num_runs;
   const status added = add_changes(plan.table_changes);
+  forget_named(first_run);
   mark(0);
   if (!added) return added.error();
   return delta_.num_bytes() <= most_bytes_ ? delta_ : build_whole(cache, entries, plan, padding);
@@ -173,9 +180,7 @@ status table_delta_builder::add_row(const kv_cache& cache, std::int32_t row) noe
   for (std::int32_t g = 0; g < cache.num_groups(); ++g) {
     const std::span<const block_id> entries = cache.table_row(row, g);
     const auto num_blocks = static_cast<std::int32_t>(entries.size());
-    if (num_blocks > widths_[g]) {
-      return invalid("a sequence is longer than a row of the tables: make them for more tokens", num_blocks, widths_[g], row);
-    }
+    if (num_blocks > widths_[g]) return past_width(num_blocks, widths_[g], row);
     runs_[delta_.num_runs++] = {entry_of(g, row, 0), num_blocks, widths_[g] - num_blocks, delta_.num_blocks};
     std::copy(entries.begin(), entries.end(), &blocks_[delta_.num_blocks]);
     delta_.num_blocks += num_blocks;
@@ -183,25 +188,26 @@ status table_delta_builder::add_row(const kv_cache& cache, std::int32_t row) noe
   return {};
 }
 
-/// Stops, too large, where all tables would be smaller.
+/// Stops, too large, where all tables would be smaller. Rows that are replaced are left out, and so is an entry that was named
+/// before: a plan says the same both times.
 status table_delta_builder::add_changes(std::span<const table_change> changes) noexcept {
   for (std::size_t first = 0, end = 0; first < changes.size(); first = end) {
     const auto [group, row, column, block] = changes[first];
-    std::int32_t num_blocks = block != no_block;  // leading ones that hold something
-    for (end = first + 1; end < changes.size(); ++end) {
-      const auto length = static_cast<std::int32_t>(end - first);
-      const table_change& next = changes[end];
-      if (next.group != group || next.row != row || next.logical_block != column + length) break;
-      if (next.block != no_block) num_blocks = length + 1;
-    }
-    const auto num_changes = static_cast<std::int32_t>(end - first);
+    end = first + 1;
     if (row >= tables_.max_sequences) return past_rows(row, tables_);
-    if (is_replaced_[row] != 0) continue;
-    if (column + num_changes > widths_[group]) {
-      return invalid("a sequence is longer than a row of the tables: make them for more tokens", column + num_changes,
-                     widths_[group], row);
-    }
+    if (column >= widths_[group]) return past_width(column + 1, widths_[group], row);
     const std::int32_t entry = entry_of(group, row, column);
+    if (is_replaced_[row] != 0 || is_named_[entry]) continue;
+    is_named_[entry] = true;
+    std::int32_t num_blocks = block != no_block;  // leading ones that hold something
+    std::int32_t num_changes = 1;
+    for (; end < changes.size(); ++end, ++num_changes) {
+      const table_change& next = changes[end];
+      if (next.group != group || next.row != row || next.logical_block != column + num_changes) break;
+      if (next.logical_block >= widths_[group] || is_named_[entry + num_changes]) break;
+      is_named_[entry + num_changes] = true;
+      if (next.block != no_block) num_blocks = num_changes + 1;
+    }
     if (pays_as_run(num_changes, num_blocks)) {
       runs_[delta_.num_runs++] = {entry, num_blocks, num_changes - num_blocks, delta_.num_blocks};
       for (std::int32_t i = 0; i < num_blocks; ++i) blocks_[delta_.num_blocks++] = changes[first + i].block;
@@ -211,6 +217,15 @@ status table_delta_builder::add_changes(std::span<const table_change> changes) n
     if (delta_.num_bytes() > most_bytes_) return {};
   }
   return {};
+}
+
+/// Forgets which entries the changes named, those in runs from `first_run` on.
+void table_delta_builder::forget_named(std::int32_t first_run) noexcept {
+  for (std::int32_t i = 0; i < delta_.num_changes; ++i) is_named_[changes_[i].entry] = false;
+  for (std::int32_t i = first_run; i < delta_.num_runs; ++i) {
+    const auto first = is_named_.begin() + runs_[i].first_entry;
+    std::fill(first, first + runs_[i].num_blocks + runs_[i].num_unused, false);
+  }
 }
 
 }  // namespace pagedkv

@@ -249,7 +249,6 @@ void run_random_case(const backend& where, random_source& random, const tables_c
     const auto set = [&](std::int32_t entry, block_id block) {
       tables.expected.entries[entry] = to_int(block == no_block ? described.unused : block);
       delta.changes.push_back({entry, block});
-      if (random.one_in(4)) delta.changes.push_back({entry, block});
     };
     for (std::int32_t row = 0; row < described.max_sequences; ++row) {
       if (random.one_in(2)) continue;

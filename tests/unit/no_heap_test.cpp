@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include <pagedkv/table_mirror.hpp>
+
 #include "cache_test.hpp"
 
 #include "seed.hpp"
@@ -185,6 +187,32 @@ TEST_P(no_heap, NoCallOfASteadyStateAllocates) {
   EXPECT_GT(now.blocks_evicted, 1'000);
   EXPECT_GT(now.blocks_hit, 1'000);
   EXPECT_EQ(now.blocks_merged > 100, GetParam());
+}
+
+TEST_P(no_heap, NorDoesTheMirrorOfTheTables) {
+  kv_cache cache(config());
+  table_delta_builder builder(tables_of(config()));
+  table_mirror mirror = table_mirror::reserve_host(mirror_of(config(), max_sequences * max_tokens)).value();
+  std::vector<step_entry> entries(1);
+  const std::int64_t before = num_allocations;
+  for (int i = 0; i < 2'000; ++i) {
+    if (num_live_ == 0 || pick(8) == 0) {
+      if (const auto added = cache.add()) live_[num_live_++] = *added;
+    }
+    sequence_handle& sequence = any();
+    entries[0] = {sequence, 1 + pick(9)};
+    const auto plan = cache.step(entries);
+    if (!plan) {
+      cache.release(sequence).value();
+      sequence = live_[--num_live_];
+      cache.retire(cache.begin_step());
+      continue;
+    }
+    const auto delta = i % 100 == 0 ? builder.build_whole(cache, entries, *plan) : builder.build(cache, entries, *plan);
+    mirror.apply({}, delta.value(), {}, nullptr).value();
+    if (pick(4) == 0) (void)cache.truncate(sequence, plan->lengths[0] / 2);
+  }
+  EXPECT_EQ(num_allocations - before, 0);
 }
 
 }  // namespace

@@ -79,6 +79,7 @@ class table_delta_builder {
   status begin(const kv_cache& cache, std::span<const step_entry> entries, const step_plan& plan,
                const batch_padding& padding) noexcept;
   status add_changes(std::span<const table_change> changes) noexcept;
+  void forget_named(std::int32_t first_run) noexcept;
   status add_row(const kv_cache& cache, std::int32_t row) noexcept;
   [[nodiscard]] std::int32_t entry_of(std::int32_t group, std::int32_t row, std::int32_t column) const noexcept {
     return first_entries_[group] + row * widths_[group] + column;
@@ -93,7 +94,8 @@ class table_delta_builder {
   lazy_array<entry_change> changes_;
   lazy_array<entry_run> runs_;
   lazy_array<block_id> blocks_;
-  std::vector<std::uint8_t> is_replaced_;  // [max_sequences]
+  std::vector<std::uint8_t> is_replaced_;  // [max_sequences]; all 0 between calls
+  std::vector<bool> is_named_;             // [table entries]: by the delta's changes; all false between calls
   table_delta delta_;
 };
 

@@ -33,9 +33,8 @@ struct entry_run {
   std::int32_t first_block = 0;
 };
 
-/// What a step changed, and its batch: plain data, the same for every copy of the same tables. An entry may be named twice,
-/// with the same block. For CUDA memory the pointers lead to memory of the device or to pinned host memory, which is read while
-/// the call's kernels run.
+/// What a step changed, and its batch: plain data, the same for every copy of the same tables. No entry is named twice. For
+/// CUDA memory the pointers lead to memory of the device or to pinned host memory, which is read while the call's kernels run.
 struct table_delta {
   const batch_row* rows = nullptr;        ///< [num_rows]: the batch, in its order.
   const entry_change* changes = nullptr;  ///< [num_changes]

@@ -1,0 +1,164 @@
+// What happens while the device is behind. Lazy streams do nothing until somebody waits for it, so whoever reuses a buffer or a
+// block too early is seen.
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include <pagedkv/epoch_fences.hpp>
+
+#include "decoding.hpp"
+#include "simt.hpp"
+
+namespace pagedkv::testing {
+namespace {
+
+/// Its cases run with a stream of its own.
+class lazy_stream : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    simt::set_order(simt::order::forward);
+    simt::set_lazy_streams(true);
+    ASSERT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
+  }
+  void TearDown() override {
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+    simt::set_lazy_streams(false);
+  }
+  template <class T>
+  std::vector<T> read(const T* from, std::size_t count) {
+    std::vector<T> copy(count);
+    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(copy.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost), cudaSuccess);
+    return copy;
+  }
+
+  cudaStream_t stream_ = nullptr;
+};
+
+/// The staging's ways: read in pinned memory, or copied first.
+class staging_test : public lazy_stream, public ::testing::WithParamInterface<bool> {};
+INSTANTIATE_TEST_SUITE_P(, staging_test, ::testing::Bool(),
+                         [](const auto& tested) { return std::string(tested.param ? "Copied" : "Direct"); });
+
+TEST_P(staging_test, ABufferIsRewrittenOnlyWhenItsReaderIsDone) {
+  for (const std::int32_t num_buffers : {1, 2, 3}) {
+    SCOPED_TRACE(num_buffers);
+    table_mirror_config config = mirror_of(decoding::config(), 8);
+    config.num_staging_buffers = num_buffers;
+    config.direct_bytes = GetParam() ? 0 : 1 << 20;
+    decoding run(decoding::config(), config);
+    int times_busy = 0;
+    for (int step = 0; step < 30; ++step) {
+      const table_delta delta = run.step();
+      status applied = run.mirror.apply({}, delta, {}, stream_);
+      // The device has done nothing yet, so each buffer serves once.
+      ASSERT_EQ(applied.has_value(), step < num_buffers);
+      if (!applied) {
+        ASSERT_EQ(applied.error().code, errc::busy);
+        ASSERT_EQ(applied.error().limit, num_buffers);
+        ++times_busy;
+        run.mirror.wait_for_staging().value();
+        applied = run.mirror.apply({}, delta, {}, stream_);
+      }
+      ASSERT_TRUE(applied) << applied.error().message();
+    }
+    EXPECT_EQ(times_busy, 30 - num_buffers);
+    EXPECT_EQ(read(run.mirror.view().entries, run.mirror.view().num_entries), run.expected_entries());
+    EXPECT_EQ(read(run.mirror.view().lengths, 3), std::vector<std::int32_t>(3, 30));
+    // Nothing is on its way now.
+    run.mirror.wait_for_staging().value();
+    EXPECT_TRUE(run.mirror.apply({}, run.step(), {}, stream_));
+    EXPECT_EQ(read(run.mirror.view().entries, run.mirror.view().num_entries), run.expected_entries());
+  }
+}
+
+TEST_P(staging_test, ADeltaThatWasReadFreesItsBufferWithoutAWait) {
+  table_mirror_config config = mirror_of(decoding::config(), 8);
+  config.num_staging_buffers = 1;
+  config.direct_bytes = GetParam() ? 0 : 1 << 20;
+  decoding run(decoding::config(), config);
+  for (int step = 0; step < 5; ++step) {
+    ASSERT_TRUE(run.mirror.apply({}, run.step(), {}, stream_));
+    simt::run_pending();
+  }
+}
+
+TEST_F(lazy_stream, ADeltaMayBeForgottenWhenItWasApplied) {
+  decoding run(decoding::config(), mirror_of(decoding::config(), 8));
+  std::vector<batch_row> rows{{0, 7, 0}};
+  ASSERT_TRUE(run.mirror.apply({}, {.rows = rows.data(), .num_rows = 1, .num_tokens = 1, .padded_rows = 1, .padded_tokens = 1},
+                               {}, stream_));
+  rows[0] = {9, 9, 9};
+  EXPECT_EQ(read(run.mirror.view().lengths, 1), std::vector<std::int32_t>{7});
+}
+
+using epoch_fences_test = lazy_stream;
+
+kv_cache_config deferred() {
+  kv_cache_config config = decoding::config();
+  config.deferred_release = true;
+  return config;
+}
+
+/// A step whose one sequence ends: its blocks are held until the device is done with the epoch.
+epoch_t step_and_release(kv_cache& cache) {
+  const epoch_t epoch = cache.begin_step();
+  const sequence_handle sequence = cache.add().value();
+  (void)cache.step({{sequence, 4}}).value();
+  cache.release(sequence).value();
+  return epoch;
+}
+
+TEST_F(epoch_fences_test, RetireWhatIsDoneWithoutWaiting) {
+  kv_cache cache(deferred());
+  epoch_fences fences = epoch_fences::create(0, 2).value();
+  fences.mark(step_and_release(cache), stream_).value();
+  fences.retire_completed(cache).value();
+  EXPECT_EQ(cache.statistics().held_blocks, 2) << "the device has done nothing yet";
+  EXPECT_EQ(fences.num_in_flight(), 1);
+  fences.mark(step_and_release(cache), stream_).value();
+  simt::run_pending();
+  EXPECT_EQ(cache.statistics().held_blocks, 4);
+  fences.retire_completed(cache).value();
+  EXPECT_EQ(cache.statistics().held_blocks, 0);
+  EXPECT_EQ(fences.num_in_flight(), 0);
+}
+
+TEST_F(epoch_fences_test, WaitForTheOldestAndForNoOther) {
+  kv_cache cache(deferred());
+  epoch_fences fences = epoch_fences::create(0, 2).value();
+  const epoch_t first = step_and_release(cache);
+  fences.mark(first, stream_).value();
+  const epoch_t second = step_and_release(cache);
+  fences.mark(second, stream_).value();
+  const epoch_t third = step_and_release(cache);
+  const status full = fences.mark(third, stream_);
+  ASSERT_FALSE(full);
+  EXPECT_EQ(full.error().code, errc::busy);
+  EXPECT_EQ(full.error().limit, 2);
+  EXPECT_EQ(cache.statistics().held_blocks, 6);
+  fences.wait_for_oldest(cache).value();
+  EXPECT_EQ(cache.statistics().held_blocks, 4);
+  EXPECT_EQ(fences.num_in_flight(), 1);
+  fences.mark(third, stream_).value();
+  fences.wait_for_oldest(cache).value();
+  fences.wait_for_oldest(cache).value();
+  EXPECT_EQ(cache.statistics().held_blocks, 0);
+  fences.wait_for_oldest(cache).value();
+}
+
+TEST_F(epoch_fences_test, MisuseIsRefused) {
+  EXPECT_EQ(epoch_fences::create(0, 0).error().code, errc::invalid_argument);
+  EXPECT_EQ(epoch_fences::create(7, 1).error().code, errc::cuda_unavailable);
+  epoch_fences fences = epoch_fences::create(0, 3).value();
+  fences.mark(5, stream_).value();
+  for (const epoch_t epoch : {5U, 4U}) {
+    const status refused = fences.mark(epoch, stream_);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, errc::invalid_argument);
+  }
+  EXPECT_EQ(fences.num_in_flight(), 1);
+}
+
+}  // namespace
+}  // namespace pagedkv::testing
