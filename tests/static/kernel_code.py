@@ -22,6 +22,7 @@ WIDE_ACCESSES = {
     # kernel: ({last template argument}, loads, stores)
     "append_kernel": ({"16"}, 1, 1),
     "append_quantized_kernel": ({"4", "8"}, 1, 0),  # f32 comes 4 to an access, f16 and bf16 8
+    "append_row_scales_kernel": ({"4", "8"}, 2, 0),  # a long row is read twice
     "copy_blocks_kernel": ({"16"}, 1, 1),
     "copy_prefixes_kernel": ({"16"}, 1, 1),
     "copy_resident_kernel": ({"16"}, 1, 1),
@@ -54,7 +55,7 @@ def demangled(names):
     for mangled, name in zip(names, text.splitlines()):
         name = name.replace("(anonymous namespace)", "")
         kernel, arguments = re.search(r"(\w+)(?:<(.*)>)?\(", name).groups()
-        parts[mangled] = (kernel, arguments, arguments.rsplit(",", 1)[-1].strip() if arguments else None)
+        parts[mangled] = (kernel, arguments, arguments.rsplit(",", 1)[-1].strip(" >") if arguments else None)
     return parts
 
 
