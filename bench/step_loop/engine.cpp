@@ -45,11 +45,11 @@ engine::engine(engine_device& device, const engine_options& options)
       mirror_(device.reserve(mirror_of(cache_.config(), options.max_tokens_per_step))),
       deltas_(tables_of(cache_.config())),
       row_bytes_(std::int64_t{options.model.num_kv_heads} * options.model.head_dim * 2),
-      rows_(device.allocate(options.max_tokens_per_step * options.model.num_layers * 2 * row_bytes_)),
-      read_back_(device.allocate(2 * options.max_tokens_per_sequence * row_bytes_)),
+      rows_(device.allocate(row_bytes_ * 2 * options.model.num_layers * options.max_tokens_per_step)),
+      read_back_(device.allocate(row_bytes_ * 2 * options.max_tokens_per_sequence)),
       read_arguments_(device.allocate(4 * sizeof(std::int32_t))),
       faults_(device.allocate(sizeof(diagnostics))),
-      host_rows_(static_cast<std::size_t>(options.max_tokens_per_step * options.model.num_layers * 2 * row_bytes_)) {}
+      host_rows_(static_cast<std::size_t>(row_bytes_ * 2 * options.model.num_layers * options.max_tokens_per_step)) {}
 
 engine_report engine::run(std::span<const request> requests) {
   waiting_.assign(requests.begin(), requests.end());
@@ -168,11 +168,11 @@ void engine::compute_keys_and_values(const step_plan& plan) {
 
 /// The part of a model that a graph captures: every address and count in it is the same in each step of padded_tokens_ tokens.
 void engine::write_layers() {
-  const std::int64_t token_stride = options_.model.num_layers * 2 * row_bytes_;
-  const std::int64_t head_stride = options_.model.head_dim * 2;
+  const std::int64_t token_stride = row_bytes_ * 2 * options_.model.num_layers;
+  const std::int64_t head_stride = std::int64_t{2} * options_.model.head_dim;
   const diagnostics_ref faults{.report = reinterpret_cast<diagnostics*>(faults_.get())};
   for (std::int32_t layer = 0; layer < options_.model.num_layers; ++layer) {
-    const std::byte* const keys = rows_.get() + layer * 2 * row_bytes_;
+    const std::byte* const keys = rows_.get() + row_bytes_ * 2 * layer;
     append(device_.context(), pool_.view().layer(layer), {keys, token_stride, head_stride},
            {keys + row_bytes_, token_stride, head_stride}, mirror_.view().groups[0].slots, padded_tokens_, faults,
            device_.stream())
@@ -205,7 +205,7 @@ void engine::verify(const running_sequence& finished) {
                            .out_indptr = on_device + 2,
                            .num_sequences = 1,
                            .num_rows = length};
-  const std::int64_t head_stride = options_.model.head_dim * 2;
+  const std::int64_t head_stride = std::int64_t{2} * options_.model.head_dim;
   const auto num_bytes = static_cast<std::size_t>(length * row_bytes_);
   std::vector<std::byte> found(2 * num_bytes);
   std::vector<std::byte> expected(static_cast<std::size_t>(row_bytes_));

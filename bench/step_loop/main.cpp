@@ -8,7 +8,9 @@
 #include "../paged_vs_contiguous/trace.hpp"
 #include "engine.hpp"
 
-int main(int argc, char** argv) {
+namespace {
+
+int run(int argc, char** argv) {
   using namespace pagedkv;
   using namespace pagedkv::bench;
   std::string trace = PAGEDKV_DEFAULT_TRACE;
@@ -25,27 +27,33 @@ int main(int argc, char** argv) {
   app.add_option("--step-tokens", options.max_tokens_per_step, "Of one step")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
 
+  std::vector<request> requests;
+  for (const trace_request& row : read_trace_file(trace)) {
+    if (std::ssize(requests) == num_requests) break;
+    if (row.prompt_tokens < 1 || row.prompt_tokens + row.output_tokens > options.max_tokens_per_sequence) continue;
+    requests.push_back({.id = std::ssize(requests),
+                        .prompt_tokens = static_cast<std::int32_t>(row.prompt_tokens),
+                        .output_tokens = static_cast<std::int32_t>(row.output_tokens)});
+  }
+  const auto device = device_name == "cuda" ? make_cuda_device(0) : make_host_device();
+  const engine_report done = engine(*device, options).run(requests);
+  std::printf("%lld requests finished in %lld steps, %lld preempted; %lld tokens written, %lld bytes read back, all right\n",
+              static_cast<long long>(done.num_finished), static_cast<long long>(done.num_steps),
+              static_cast<long long>(done.num_preempted), static_cast<long long>(done.tokens_written),
+              static_cast<long long>(done.bytes_verified));
+  std::printf("tables: %.1f bytes uploaded per step; graphs captured: %d\n",
+              static_cast<double>(done.upload_bytes) / static_cast<double>(std::max<std::int64_t>(done.num_steps, 1)),
+              device->num_graphs());
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
   try {
-    std::vector<request> requests;
-    for (const trace_request& row : read_trace_file(trace)) {
-      if (std::ssize(requests) == num_requests) break;
-      if (row.prompt_tokens < 1 || row.prompt_tokens + row.output_tokens > options.max_tokens_per_sequence) continue;
-      requests.push_back({.id = std::ssize(requests),
-                          .prompt_tokens = static_cast<std::int32_t>(row.prompt_tokens),
-                          .output_tokens = static_cast<std::int32_t>(row.output_tokens)});
-    }
-    const auto device = device_name == "cuda" ? make_cuda_device(0) : make_host_device();
-    const engine_report done = engine(*device, options).run(requests);
-    std::printf("%lld requests finished in %lld steps, %lld preempted; %lld tokens written, %lld bytes read back, all right\n",
-                static_cast<long long>(done.num_finished), static_cast<long long>(done.num_steps),
-                static_cast<long long>(done.num_preempted), static_cast<long long>(done.tokens_written),
-                static_cast<long long>(done.bytes_verified));
-    std::printf("tables: %.1f bytes uploaded per step; graphs captured: %d\n",
-                static_cast<double>(done.upload_bytes) / static_cast<double>(std::max<std::int64_t>(done.num_steps, 1)),
-                device->num_graphs());
+    return run(argc, argv);
   } catch (const std::exception& bad) {
     std::fprintf(stderr, "step_loop: %s\n", bad.what());
-    return 1;
   }
-  return 0;
+  return 1;
 }

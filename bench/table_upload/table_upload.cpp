@@ -199,9 +199,7 @@ std::string measure_device(decoding& run, const way& tell, bench::compute_device
   return text.data();
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   std::vector<std::int32_t> batches{1, 16, 256, 1'024};
   std::vector<std::int32_t> contexts{1'024, 16'384, 131'072};
   std::int32_t num_steps = 256;
@@ -216,40 +214,45 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"host", "cuda"}))
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  try {
-    const std::unique_ptr<bench::compute_device> device = device_name == "cuda" ? bench::make_cuda_device(0) : nullptr;
-    std::printf("one group, blocks of %d tokens; decode steps; medians of %d rounds of %d steps (everything: fewer)\n",
-                block_size, num_rounds, num_steps);
-    std::printf(
-        "prepare: the delta built, checked and written to staging; device: read from pinned memory / copied, then read\n");
-    std::printf("%6s %8s  %-11s %14s %11s %9s %10s  %s\n", "batch", "context", "what", "bytes/step", "prepare us", "step us",
-                "prep/step", "device us");
-    for (const std::int32_t batch : batches) {
-      for (const std::int32_t context : contexts) {
-        decoding run(batch, context, num_steps);
-        const std::array<std::pair<const char*, way>, 3> ways{{
-            {"delta", [&](const step_plan& plan) { return run.delta(plan); }},
-            {"dirty rows", [&](const step_plan& plan) { return run.dirty_rows(plan); }},
-            {"everything", [&](const step_plan& plan) { return run.everything(plan); }},
-        }};
-        for (const auto& [name, tell] : ways) {
-          if (!run.is_right(tell)) {
-            std::fprintf(stderr, "table_upload: %s leaves a wrong table\n", name);
-            return 1;
-          }
-          const bool is_slow = tell(run.step()).num_bytes() > 1 << 20;
-          measured figures =
-              measure(run, tell, is_slow ? std::min(num_steps, block_size) : num_steps, is_slow ? 1 : num_rounds);
-          if (device != nullptr) figures.device = measure_device(run, tell, *device, std::min(num_steps, block_size));
-          std::printf("%6d %8d  %-11s %14.1f %11.3f %9.3f %10.2f  %s\n", batch, context, name, figures.bytes,
-                      figures.prepare_us, figures.step_us, figures.prepare_us / figures.step_us, figures.device.c_str());
-          std::fflush(stdout);
+  const std::unique_ptr<bench::compute_device> device = device_name == "cuda" ? bench::make_cuda_device(0) : nullptr;
+  std::printf("one group, blocks of %d tokens; decode steps; medians of %d rounds of %d steps (everything: fewer)\n",
+              block_size, num_rounds, num_steps);
+  std::printf(
+      "prepare: the delta built, checked and written to staging; device: read from pinned memory / copied, then read\n");
+  std::printf("%6s %8s  %-11s %14s %11s %9s %10s  %s\n", "batch", "context", "what", "bytes/step", "prepare us", "step us",
+              "prep/step", "device us");
+  for (const std::int32_t batch : batches) {
+    for (const std::int32_t context : contexts) {
+      decoding run(batch, context, num_steps);
+      const std::array<std::pair<const char*, way>, 3> ways{{
+          {"delta", [&](const step_plan& plan) { return run.delta(plan); }},
+          {"dirty rows", [&](const step_plan& plan) { return run.dirty_rows(plan); }},
+          {"everything", [&](const step_plan& plan) { return run.everything(plan); }},
+      }};
+      for (const auto& [name, tell] : ways) {
+        if (!run.is_right(tell)) {
+          std::fprintf(stderr, "table_upload: %s leaves a wrong table\n", name);
+          return 1;
         }
+        const bool is_slow = tell(run.step()).num_bytes() > 1 << 20;
+        measured figures = measure(run, tell, is_slow ? std::min(num_steps, block_size) : num_steps, is_slow ? 1 : num_rounds);
+        if (device != nullptr) figures.device = measure_device(run, tell, *device, std::min(num_steps, block_size));
+        std::printf("%6d %8d  %-11s %14.1f %11.3f %9.3f %10.2f  %s\n", batch, context, name, figures.bytes, figures.prepare_us,
+                    figures.step_us, figures.prepare_us / figures.step_us, figures.device.c_str());
+        std::fflush(stdout);
       }
     }
-  } catch (const std::exception& bad) {
-    std::fprintf(stderr, "table_upload: %s\n", bad.what());
-    return 1;
   }
   return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& bad) {
+    std::fprintf(stderr, "table_upload: %s\n", bad.what());
+  }
+  return 1;
 }
