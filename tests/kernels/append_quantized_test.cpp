@@ -12,6 +12,7 @@
 #include "fault_report.hpp"
 #include "naive_quantizer.hpp"
 #include "random.hpp"
+#include "row_oracle.hpp"
 #include "test_cache.hpp"
 
 namespace pagedkv::testing {
@@ -26,40 +27,8 @@ float from_bits(std::uint32_t word) {
   return value;
 }
 
-/// Rows outside a quantised cache: [num_rows, heads, elements], keys then values, heads `gap` bytes apart.
-struct wide_rows {
-  wide_rows(const naive_layout& cache, std::int64_t num_rows, int element_bytes, std::int64_t gap, std::int64_t shift)
-      : element(element_bytes) {
-    std::int64_t end = shift;
-    for (std::int64_t kv = 0; kv < 2; ++kv) {
-      const auto i = static_cast<std::size_t>(kv);
-      offset[i] = end;
-      head_stride[i] = cache.elements(kv) * element + gap;
-      row_stride[i] = cache.heads(kv) * head_stride[i];
-      end += num_rows * row_stride[i];
-    }
-    num_bytes = static_cast<std::size_t>(end);
-  }
-  [[nodiscard]] std::int64_t at(std::int64_t kv, std::int64_t row, std::int64_t head) const {
-    const auto i = static_cast<std::size_t>(kv);
-    return offset[i] + row * row_stride[i] + head * head_stride[i];
-  }
-
-  int element;
-  std::array<std::int64_t, 2> offset{}, row_stride{}, head_stride{};
-  std::size_t num_bytes = 0;
-};
-
-struct scales {
-  std::vector<float> key, value;
-  bool per_head = false;
-  [[nodiscard]] row_scale of(std::int64_t kv, std::int64_t head) const {
-    return {(kv == 0 ? key : value)[per_head ? static_cast<std::size_t>(head) : 0], 0};
-  }
-};
-
-scales random_scales(const naive_layout& cache, random_source& random) {
-  scales drawn;
+given_scales random_scales(const naive_layout& cache, random_source& random) {
+  given_scales drawn;
   drawn.per_head = random.one_in(2);
   const auto draw = [&](std::int64_t heads) {
     std::vector<float> result;
@@ -93,22 +62,23 @@ TEST_P(append_quantized_test, RandomCasesInAndOut) {
     const auto num_tokens = std::min(random.pick<std::int64_t>({0, 1, 2, 7, 64}),
                                      1 + 16'384 / (std::int64_t{described.shape.num_kv_heads} * described.shape.head_dim));
     described.num_blocks = num_tokens / described.shape.block_size + 3;
-    const std::int64_t gap = random.pick({0, 0, 16, 4});
-    const std::int64_t shift = random.pick<std::int64_t>({0, 0, 0, bytes_of(outside, 1), 16});
+    outer_case outer{.shift = static_cast<std::size_t>(random.pick<std::int64_t>({0, 0, 0, bytes_of(outside, 1), 16}))};
+    outer.head_gap = random.pick({0, 0, 16, 4});
     SCOPED_TRACE("case " + std::to_string(i) + ": " + std::to_string(num_tokens) + " tokens of " +
                  std::string(name_of(outside)) + " to " + described.describe());
     test_cache cache(where(), described, random);
     const naive_quantizer formats(described.shape.type, outside);
-    const wide_rows rows(cache.naive(), num_tokens, formats.outside_bytes(), gap, shift);
-    std::vector<std::byte> data = random.bytes(rows.num_bytes);
+    const given_scales given = random_scales(cache.naive(), random);
+    const row_oracle oracle(formats, given);
+    const outer_rows_layout rows(outer, cache.naive(), num_tokens, oracle.outer_row_bytes(cache.naive()));
+    std::vector<std::byte> data = random.bytes(rows.num_bytes());
     for (std::int64_t t = 0; t < num_tokens; ++t) {
       for (std::int64_t kv = 0; kv < 2; ++kv) {
         for (std::int64_t head = 0; head < cache.naive().heads(kv); ++head) {
-          write_random_row(formats, data.data() + rows.at(kv, t, head), cache.naive().elements(kv), random);
+          write_random_row(formats, data.data() + rows.offset(kv, t, head), cache.naive().elements(kv), random);
         }
       }
     }
-    const scales given = random_scales(cache.naive(), random);
     const buffer key_scales(where(), given.key);
     const buffer value_scales(where(), given.value);
     quantization how{.stored = described.shape.type, .outside = outside, .granularity = scale_granularity::per_token_head};
@@ -133,32 +103,11 @@ TEST_P(append_quantized_test, RandomCasesInAndOut) {
     const fault_report faults(where(), cache.num_slots());
     const auto layer = static_cast<std::int32_t>(random.below(2));
     const kernel_context context{random.pick({1, 3})};
-    const auto from = [&](std::size_t kv) {
-      return source_rows{source.as<std::byte>(static_cast<std::size_t>(rows.offset[kv])), rows.row_stride[kv],
-                         rows.head_stride[kv]};
-    };
-    const status done = append(context, cache.view().layer(layer), from(0), from(1), how, device_slots.as<slot_t>(), num_tokens,
-                               faults.ref(), nullptr);
+    const status done =
+        append(context, cache.view().layer(layer), outer_plane<source_rows>(source, rows, 0),
+               outer_plane<source_rows>(source, rows, 1), how, device_slots.as<slot_t>(), num_tokens, faults.ref(), nullptr);
     ASSERT_TRUE(done) << done.error().message();
-    for (std::int64_t t = 0; t < num_tokens; ++t) {
-      const slot_t slot = slots[static_cast<std::size_t>(t)];
-      if (slot < cache.first_slot() || slot >= cache.num_slots()) continue;
-      for (std::int64_t kv = 0; kv < 2; ++kv) {
-        for (std::int64_t head = 0; head < cache.naive().heads(kv); ++head) {
-          row_place at{layer, kv, slot / described.shape.block_size, slot % described.shape.block_size, head};
-          const std::byte* const row = data.data() + rows.at(kv, t, head);
-          const std::int64_t num_elements = cache.naive().elements(kv);
-          row_scale by = given.of(kv, head);
-          std::byte* const to = cache.expected(at);
-          if (described.shape.row_scales) {
-            by = formats.find_scale(row, num_elements);
-            at.kv += 2;
-            std::memcpy(cache.expected(at), &by, formats.scale_bytes());
-          }
-          formats.quantize(to, row, num_elements, by);
-        }
-      }
-    }
+    expect_appended(cache, oracle, rows, data, slots, layer);
     cache.check();
     EXPECT_EQ(faults.read().count, num_faults);
 
@@ -166,61 +115,22 @@ TEST_P(append_quantized_test, RandomCasesInAndOut) {
     // nothing was appended to hold noise, NaN and infinities among it.
     const std::int32_t block_size = described.shape.block_size;
     const auto last = static_cast<std::int32_t>(described.num_blocks - 1);
-    const std::vector<std::int32_t> tables{last, 1, random.pick({0, 2, -1, last + 1}), 1};
-    const std::vector<std::int32_t> starts{static_cast<std::int32_t>(random.below(block_size)), 0};
-    const std::vector<std::int32_t> lengths{2 * block_size, block_size - 1 + static_cast<std::int32_t>(random.below(2))};
-    const std::vector<std::int32_t> indptr{0, std::min(5, 2 * block_size - starts[0]),
-                                           std::min(5, 2 * block_size - starts[0]) + 3};
-    const std::int32_t num_rows = indptr.back();
-    const wide_rows out(cache.naive(), num_rows, formats.outside_bytes(), gap, shift);
-    std::vector<std::byte> expected = random.bytes(out.num_bytes);
+    const auto start = static_cast<std::int32_t>(random.below(block_size));
+    const host_batch batch{.tables = {last, 1, random.pick({0, 2, -1, last + 1}), 1},
+                           .starts = {start, 0},
+                           .lengths = {2 * block_size, block_size - 1 + static_cast<std::int32_t>(random.below(2))},
+                           .num_rows = {std::min(5, 2 * block_size - start), 3},
+                           .table_width = 2};
+    const outer_rows_layout out(outer, cache.naive(), batch.total_rows(), oracle.outer_row_bytes(cache.naive()));
+    std::vector<std::byte> expected = random.bytes(out.num_bytes());
     const buffer target(where(), expected);
-    const buffer device_tables(where(), tables);
-    const buffer device_starts(where(), starts);
-    const buffer device_lengths(where(), lengths);
-    const buffer device_indptr(where(), indptr);
-    const gather_batch batch{.tables = device_tables.as<block_id>(),
-                             .table_width = 2,
-                             .starts = device_starts.as<std::int32_t>(),
-                             .lengths = device_lengths.as<std::int32_t>(),
-                             .out_indptr = device_indptr.as<std::int32_t>(),
-                             .num_sequences = 2,
-                             .num_rows = num_rows};
-    const auto to_rows = [&](std::size_t kv) {
-      return target_rows{target.as<std::byte>(static_cast<std::size_t>(out.offset[kv])), out.row_stride[kv],
-                         out.head_stride[kv]};
-    };
+    const resident_batch device_batch(where(), batch);
     const fault_report gather_faults(where(), cache.num_slots());
-    const status read =
-        gather(context, cache.view().layer(layer), batch, to_rows(0), to_rows(1), how, gather_faults.ref(), nullptr);
+    const status read = gather(context, cache.view().layer(layer), device_batch.ref(), outer_plane<target_rows>(target, out, 0),
+                               outer_plane<target_rows>(target, out, 1), how, gather_faults.ref(), nullptr);
     ASSERT_TRUE(read) << read.error().message();
-    unsigned long long num_gather_faults = 0;
-    for (std::int32_t row = 0; row < num_rows; ++row) {
-      const std::size_t s = row < indptr[1] ? 0 : 1;
-      const std::int32_t position = starts[s] + row - indptr[s];
-      std::int32_t block = position < lengths[s] ? tables[s * 2 + static_cast<std::size_t>(position / block_size)] : -1;
-      if (block > last) ++num_gather_faults;
-      if (block > last || (block == 0 && described.has_null_block)) block = -1;
-      for (std::int64_t kv = 0; kv < 2; ++kv) {
-        for (std::int64_t head = 0; head < cache.naive().heads(kv); ++head) {
-          std::byte* const to = expected.data() + out.at(kv, row, head);
-          const std::int64_t num_elements = cache.naive().elements(kv);
-          row_place at{layer, kv, block, position % block_size, head};
-          if (block < 0) {
-            std::fill_n(to, num_elements * formats.outside_bytes(), std::byte{0});
-            continue;
-          }
-          const std::byte* const stored = cache.expected(at);
-          row_scale by = given.of(kv, head);
-          at.kv += 2;
-          if (described.shape.row_scales) std::memcpy(&by, cache.expected(at), formats.scale_bytes());
-          formats.dequantize(to, stored, num_elements, by);
-        }
-      }
-    }
-    const std::vector<std::byte> found = target.content();
-    const auto differs = std::mismatch(found.begin(), found.end(), expected.begin());
-    EXPECT_EQ(differs.first, found.end()) << "byte " << differs.first - found.begin() << " of the output differs";
+    const unsigned long long num_gather_faults = expect_gathered(expected, cache, oracle, out, batch, layer);
+    check_output(target, expected);
     EXPECT_EQ(gather_faults.read().count, num_gather_faults);
     cache.check();
     if (HasFailure()) return;

@@ -9,6 +9,7 @@
 #include "backend.hpp"
 #include "fault_report.hpp"
 #include "random.hpp"
+#include "row_oracle.hpp"
 #include "test_cache.hpp"
 
 namespace pagedkv::testing {
@@ -21,29 +22,16 @@ PAGEDKV_KERNEL_SUITE(append_test);
 void append_and_check(const backend& where, test_cache& cache, const outer_case& source, const std::vector<slot_t>& slots,
                       std::int32_t layer, const kernel_context& context, const diagnostics_ref& faults, random_source& random) {
   const auto num_tokens = static_cast<std::int64_t>(slots.size());
-  const outer_rows_layout rows(source, cache.naive(), num_tokens);
+  const row_oracle oracle;
+  const outer_rows_layout rows(source, cache.naive(), num_tokens, oracle.outer_row_bytes(cache.naive()));
   const std::vector<std::byte> data = random.bytes(rows.num_bytes());
   const buffer device_data(where, data);
   const buffer device_slots(where, slots);
-  const auto plane = [&](std::int64_t kv) {
-    return source_rows{device_data.as<std::byte>(static_cast<std::size_t>(rows[kv].offset)), rows[kv].row_stride,
-                       rows[kv].head_stride};
-  };
   const status done =
-      append(context, cache.view().layer(layer), plane(0), plane(1), device_slots.as<slot_t>(), num_tokens, faults, nullptr);
+      append(context, cache.view().layer(layer), outer_plane<source_rows>(device_data, rows, 0),
+             outer_plane<source_rows>(device_data, rows, 1), device_slots.as<slot_t>(), num_tokens, faults, nullptr);
   ASSERT_TRUE(done) << done.error().message();
-
-  const std::int64_t block_size = cache.described().shape.block_size;
-  for (std::int64_t t = 0; t < num_tokens; ++t) {
-    const slot_t slot = slots[static_cast<std::size_t>(t)];
-    if (slot < cache.first_slot() || slot >= cache.num_slots()) continue;
-    for (std::int64_t kv = 0; kv < 2; ++kv) {
-      for (std::int64_t head = 0; head < cache.naive().heads(kv); ++head) {
-        std::copy_n(data.begin() + rows.offset(kv, t, head), cache.naive().row_bytes(kv),
-                    cache.expected({layer, kv, slot / block_size, slot % block_size, head}));
-      }
-    }
-  }
+  expect_appended(cache, oracle, rows, data, slots, layer);
   cache.check();
 }
 

@@ -27,6 +27,8 @@ class backend {
   [[nodiscard]] virtual std::string why_unavailable() const { return {}; }
   /// Whether it looks for races between CUDA threads, which takes a thousand times as long.
   [[nodiscard]] virtual bool detects_races() const { return false; }
+  /// Whether shapes of millions of elements take no time there.
+  [[nodiscard]] virtual bool takes_large_shapes() const { return false; }
   /// Called before each case.
   virtual void prepare() const {}
   /// Waits for the work of the null stream.

@@ -12,6 +12,7 @@ namespace {
 class gpu_backend final : public cuda_memory_backend {
  public:
   [[nodiscard]] std::string name() const override { return "Gpu"; }
+  [[nodiscard]] bool takes_large_shapes() const override { return true; }
   [[nodiscard]] std::string why_unavailable() const override {
     int count = 0;
     const cudaError_t code = cudaGetDeviceCount(&count);

@@ -7,6 +7,7 @@
 #include "../seed.hpp"
 #include "backend.hpp"
 #include "random.hpp"
+#include "row_oracle.hpp"
 #include "test_cache.hpp"
 
 namespace pagedkv::testing {
@@ -22,13 +23,7 @@ block_copy pair(std::int64_t source, std::int64_t destination) {
 void copy_and_check(test_cache& cache, const std::vector<block_copy>& copies, const kernel_context& context) {
   const status done = copy_blocks(context, cache.view(), copies, nullptr);
   ASSERT_TRUE(done) << done.error().message();
-  for (const block_copy& each : copies) {
-    cache.for_each_row(to_int(each.destination), [&](row_place to) {
-      row_place from = to;
-      from.block = to_int(each.source);
-      std::copy_n(cache.expected(from), cache.naive().row_bytes(to.kv), cache.expected(to));
-    });
-  }
+  expect_copied(cache, copies);
   cache.check();
 }
 

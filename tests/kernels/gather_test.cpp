@@ -7,6 +7,7 @@
 #include "../seed.hpp"
 #include "backend.hpp"
 #include "random.hpp"
+#include "row_oracle.hpp"
 #include "test_cache.hpp"
 
 namespace pagedkv::testing {
@@ -15,77 +16,22 @@ namespace {
 class gather_test : public kernel_test {};
 PAGEDKV_KERNEL_SUITE(gather_test);
 
-/// A batch in host memory.
-struct host_batch {
-  std::vector<std::int32_t> tables, starts, lengths, num_rows;
-  std::int32_t table_width = 0;
-};
-
 /// Gathers on the backend into noise, and compares every byte of the output, and the cache, with what a walk over the
 /// batch by its definition gives. Returns the report.
 diagnostics gather_and_check(const backend& where, test_cache& cache, const host_batch& batch, const outer_case& output,
                              std::int32_t layer, const kernel_context& context, random_source& random) {
-  std::vector<std::int32_t> indptr{0};
-  for (const std::int32_t rows : batch.num_rows) indptr.push_back(indptr.back() + rows);
-  const std::int32_t num_rows = indptr.back();
-  const outer_rows_layout rows(output, cache.naive(), num_rows);
+  const row_oracle oracle;
+  const outer_rows_layout rows(output, cache.naive(), batch.total_rows(), oracle.outer_row_bytes(cache.naive()));
   std::vector<std::byte> expected = random.bytes(rows.num_bytes());
   const buffer target(where, expected);
-  const buffer tables(where, batch.tables);
-  const buffer starts(where, batch.starts);
-  const buffer lengths(where, batch.lengths);
-  const buffer device_indptr(where, indptr);
+  const resident_batch device_batch(where, batch);
   const buffer report(where, std::vector<diagnostics>(1));
-  const gather_batch device_batch{.tables = tables.as<block_id>(),
-                                  .table_width = batch.table_width,
-                                  .starts = starts.as<std::int32_t>(),
-                                  .lengths = lengths.as<std::int32_t>(),
-                                  .out_indptr = device_indptr.as<std::int32_t>(),
-                                  .num_sequences = static_cast<std::int32_t>(batch.starts.size()),
-                                  .num_rows = num_rows};
-  const auto plane = [&](std::int64_t kv) {
-    return target_rows{target.as<std::byte>(static_cast<std::size_t>(rows[kv].offset)), rows[kv].row_stride,
-                       rows[kv].head_stride};
-  };
-  const status done =
-      gather(context, cache.view().layer(layer), device_batch, plane(0), plane(1), {report.as<diagnostics>()}, nullptr);
+  const status done = gather(context, cache.view().layer(layer), device_batch.ref(), outer_plane<target_rows>(target, rows, 0),
+                             outer_plane<target_rows>(target, rows, 1), {report.as<diagnostics>()}, nullptr);
   EXPECT_TRUE(done) << done.error().message();
 
-  const std::int64_t block_size = cache.described().shape.block_size;
-  unsigned long long num_faults = 0;
-  for (std::size_t s = 0; s < batch.starts.size(); ++s) {
-    for (std::int64_t r = 0; r < batch.num_rows[s]; ++r) {
-      const std::int64_t position = batch.starts[s] + r;
-      std::int64_t block = -1;
-      if (position < batch.lengths[s]) {
-        if (position < 0 || position / block_size >= batch.table_width) {
-          ++num_faults;
-        } else {
-          block =
-              batch.tables[s * static_cast<std::size_t>(batch.table_width) + static_cast<std::size_t>(position / block_size)];
-          if (block >= cache.described().num_blocks) {
-            ++num_faults;
-            block = -1;
-          }
-          if (block == 0 && cache.described().has_null_block) block = -1;
-        }
-      }
-      for (std::int64_t kv = 0; kv < 2; ++kv) {
-        const std::int64_t row_bytes = cache.naive().row_bytes(kv);
-        for (std::int64_t head = 0; head < cache.naive().heads(kv); ++head) {
-          std::byte* const to = expected.data() + rows.offset(kv, indptr[s] + r, head);
-          if (block < 0) {
-            std::fill_n(to, row_bytes, std::byte{0});
-          } else {
-            std::copy_n(cache.expected({layer, kv, block, position % block_size, head}), row_bytes, to);
-          }
-        }
-      }
-    }
-  }
-  const std::vector<std::byte> found = target.content();
-  const auto differs = std::mismatch(found.begin(), found.end(), expected.begin());
-  EXPECT_EQ(differs.first, found.end()) << "byte " << differs.first - found.begin() << " of the output differs";
+  const unsigned long long num_faults = expect_gathered(expected, cache, oracle, rows, batch, layer);
+  check_output(target, expected);
   cache.check();
   const diagnostics faults = report.content<diagnostics>().front();
   EXPECT_EQ(faults.count, num_faults);

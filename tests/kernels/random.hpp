@@ -2,8 +2,10 @@
 /// Random numbers that are the same with every standard library.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <random>
 #include <vector>
@@ -25,10 +27,9 @@ class random_source {
 
   std::vector<std::byte> bytes(std::size_t count) {
     std::vector<std::byte> result(count);
-    std::uint64_t word = 0;
-    for (std::size_t i = 0; i < count; ++i, word >>= 8) {
-      if (i % 8 == 0) word = engine_();
-      result[i] = static_cast<std::byte>(word);
+    for (std::size_t i = 0; i < count; i += 8) {
+      const std::uint64_t word = engine_();
+      std::memcpy(result.data() + i, &word, std::min<std::size_t>(8, count - i));
     }
     return result;
   }

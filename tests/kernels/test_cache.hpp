@@ -202,6 +202,7 @@ class test_cache {
   /// Compares every byte of the memory, the gaps and the shift included.
   void check() const {
     const std::vector<std::byte> found = memory_.content();
+    if (std::memcmp(found.data(), expected_.data(), found.size()) == 0) return;
     for (std::size_t i = 0; i < found.size(); ++i) {
       if (found[i] != expected_[i]) {
         FAIL() << "byte " << i << " of the pool is " << std::to_integer<int>(found[i]) << ", not "
@@ -253,6 +254,7 @@ class test_cache {
 struct outer_case {
   enum class kind { contiguous, qkv_slice, spread_heads } kind = kind::contiguous;
   std::size_t shift = 0;
+  std::int64_t head_gap = 0;  ///< Unused bytes behind each head's row.
 
   static outer_case random(random_source& random) {
     return {random.pick({kind::contiguous, kind::contiguous, kind::qkv_slice, kind::spread_heads}),
@@ -260,27 +262,32 @@ struct outer_case {
   }
   [[nodiscard]] std::string describe() const {
     static constexpr const char* names[] = {"contiguous", "QKV slice", "spread heads"};
-    return std::string(names[static_cast<int>(kind)]) + " rows shifted by " + std::to_string(shift);
+    return std::string(names[static_cast<int>(kind)]) + " rows shifted by " + std::to_string(shift) +
+           (head_gap != 0 ? ", " + std::to_string(head_gap) + " bytes between heads" : "");
   }
 };
 
 class outer_rows_layout {
  public:
-  outer_rows_layout(const outer_case& described, const naive_layout& cache, std::int64_t num_rows) {
+  /// `row_bytes` are those of a key and of a value outside.
+  outer_rows_layout(const outer_case& described, const naive_layout& cache, std::int64_t num_rows,
+                    std::array<std::int64_t, 2> row_bytes) {
     std::int64_t end = static_cast<std::int64_t>(described.shift);
     if (described.kind == outer_case::kind::qkv_slice) {
       // Three query heads as wide as a key head, then keys, then values, in each token's row.
-      const std::int64_t query = 3 * cache.row_bytes(0);
-      const std::int64_t key = cache.heads(0) * cache.row_bytes(0);
-      const std::int64_t token = query + key + cache.heads(1) * cache.row_bytes(1);
-      planes_[0] = {end + query, token, cache.row_bytes(0)};
-      planes_[1] = {end + query + key, token, cache.row_bytes(1)};
+      const std::array<std::int64_t, 2> head{row_bytes[0] + described.head_gap, row_bytes[1] + described.head_gap};
+      const std::int64_t query = 3 * head[0];
+      const std::int64_t key = cache.heads(0) * head[0];
+      const std::int64_t token = query + key + cache.heads(1) * head[1];
+      planes_[0] = {end + query, token, head[0]};
+      planes_[1] = {end + query + key, token, head[1]};
       end += num_rows * token;
     } else {
       const std::int64_t spread = described.kind == outer_case::kind::spread_heads ? 2 : 1;
       for (std::int64_t kv = 0; kv < 2; ++kv) {
-        const std::int64_t head = spread * cache.row_bytes(kv);
-        planes_[static_cast<std::size_t>(kv)] = {end, cache.heads(kv) * head, head};
+        const auto i = static_cast<std::size_t>(kv);
+        const std::int64_t head = spread * row_bytes[i] + described.head_gap;
+        planes_[i] = {end, cache.heads(kv) * head, head};
         end += num_rows * cache.heads(kv) * head;
       }
     }
