@@ -69,7 +69,6 @@ struct contents {
   struct group {
     std::vector<slot_t> slots;
     ints tables, page_starts, pages, last_page_lengths;
-    friend bool operator==(const group&, const group&) = default;
   };
   std::vector<group> groups;
 };

@@ -34,6 +34,8 @@ std::uint64_t meet_warp(warp_operation what, unsigned int mask, std::uint64_t va
 inline void require_aligned(const void* address, std::size_t alignment, const place& at) {
   if (reinterpret_cast<std::uintptr_t>(address) % alignment != 0) report_misaligned(address, alignment, at);
 }
+/// What the library's access helpers expand on every address that they store to without a hint.
+#define PAGEDKV_REQUIRE_ALIGNED(address, alignment) ::simt::require_aligned(address, alignment, {__FILE__, __LINE__})
 
 /// This block's dynamic shared memory.
 void* shared_memory() noexcept;

@@ -10,6 +10,11 @@
 
 #include <pagedkv/result.hpp>
 
+/// Where the tests run these sources on the CPU, this refuses an address that a GPU would not access in one piece.
+#ifndef PAGEDKV_REQUIRE_ALIGNED
+#define PAGEDKV_REQUIRE_ALIGNED(address, alignment) static_cast<void>(0)
+#endif
+
 namespace pagedkv::cuda {
 
 template <int Width>
@@ -45,6 +50,7 @@ __device__ __forceinline__ unit_t<Width> load_once(const std::byte* from) {
 
 template <int Width>
 __device__ __forceinline__ void store(std::byte* to, unit_t<Width> unit) {
+  PAGEDKV_REQUIRE_ALIGNED(to, Width);
   *reinterpret_cast<unit_t<Width>*>(to) = unit;
 }
 

@@ -203,7 +203,8 @@ __device__ __forceinline__ void write_columns(const batch_parameters& p, const g
   }
   const std::int32_t row = p.rows[b];
   const block_id* const entries = p.entries + group.first_entry + std::int64_t{row < 0 ? 0 : row} * group.table_width;
-  std::int32_t* const columns = group.batch_tables + std::int64_t{b} * in.num_columns();
+  std::int32_t* const columns =
+      group.batch_tables == nullptr ? nullptr : group.batch_tables + std::int64_t{b} * in.num_columns();
   std::int32_t held[columns_per_lane];
 #pragma unroll
   for (std::uint32_t i = 0; i < columns_per_lane; ++i) {
