@@ -237,7 +237,7 @@ TEST_P(attention_test, OverPagedMemoryIsThatOverContiguousMemory) {
   for (const storage& how : storages) {
     const naive_quantizer outside(how.outside, how.outside);
     const naive_quantizer inside(how.stored, how.granularity ? dtype::f32 : how.outside);
-    for (int engine = 0; engine <= static_cast<int>(engine_layout::lmdeploy); ++engine) {
+    for (int engine = 0; engine < num_cases(static_cast<int>(engine_layout::lmdeploy) + 1); ++engine) {
       for (const std::int32_t dim : {16, 7}) {
         SCOPED_TRACE("engine layout " + std::to_string(engine) + ", " + how.name + ", rows of " + std::to_string(dim));
         check(where(), static_cast<engine_layout>(engine), how, outside, inside, dim, random);

@@ -543,6 +543,7 @@ std::set<std::string> take_executed_kernels() {
 cudaError_t submit_grid(const cudaLaunchConfig_t& config, const char* call, void (*thread)(void*),
                         std::shared_ptr<void> parameters) {
   if (next_kernel.empty()) name_kernel(call);
+  (void)this_executor();  // made by the host thread, which is who destroys it: the race detector takes the stream for another
   return submit(config.stream, [config, thread, parameters = std::move(parameters), kernel = std::exchange(next_kernel, {})] {
     all_executed().insert(kernel);
     this_executor().run(config, kernel.c_str(), thread, parameters.get());
