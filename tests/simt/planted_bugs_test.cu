@@ -23,6 +23,10 @@ __global__ void __launch_bounds__(256) write_vector_at(std::byte* data, unsigned
   *reinterpret_cast<uint4*>(data + offset) = uint4{1, 2, 3, 4};
 }
 
+__global__ void __launch_bounds__(256) write_slot_without_looking(int* cache, const long long* slots) {
+  cache[slots[threadIdx.x]] = 1;
+}
+
 __global__ void __launch_bounds__(256) store_unit_at(std::byte* data, unsigned int offset) {
   pagedkv::cuda::store<16>(data + offset, uint4{1, 2, 3, 4});
 }
@@ -36,6 +40,16 @@ TEST(PlantedBug, AWriteOutsideDeviceMemoryIsSeenByAsan) {
   device_array<int> data(4);
   ASSERT_EQ(launch(dim3(1), dim3(1), write_at, data.get(), 3U), cudaSuccess);
   EXPECT_DEATH(launch(dim3(1), dim3(1), write_at, data.get(), 4U), "use-after-poison");
+}
+
+TEST(PlantedBug, ANegativeSlotThatIsNotSkippedIsSeen) {
+  const device_array<int> cache(4);
+  device_array<long long> slots(1);
+  slots.set({3});
+  ASSERT_EQ(launch(dim3(1), dim3(1), write_slot_without_looking, cache.get(), slots.get()), cudaSuccess);
+  slots.set({-1});
+  EXPECT_DEATH(launch(dim3(1), dim3(1), write_slot_without_looking, cache.get(), slots.get()),
+               has_asan ? "use-after-poison" : "");
 }
 
 TEST(PlantedBug, AMisalignedVectorAccessIsSeenByUbsan) {
