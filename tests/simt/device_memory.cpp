@@ -39,6 +39,7 @@ std::size_t pages_of(std::size_t num_bytes) { return (num_bytes + page_bytes - 1
 void allow(bool allowed) noexcept {
   for (const auto& [address, each] : the_device().allocations) {
     if (each.space != memory_space::device) continue;
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): where a mapping begins is a matter of numbers
     mprotect(reinterpret_cast<void*>(address), pages_of(each.num_bytes), allowed ? PROT_READ | PROT_WRITE : PROT_NONE);
   }
 }

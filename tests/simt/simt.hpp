@@ -28,6 +28,7 @@
 #define PAGEDKV_NAME_KERNEL(call) ::simt::name_kernel(call)
 
 /// The block's dynamic shared memory, as kernels declare it.
+// NOLINTNEXTLINE(bugprone-macro-parentheses): `type` is one
 #define PAGEDKV_SHARED(type, name) type* const name = static_cast<type*>(::simt::shared_memory())
 
 // The device's builtin variables; the executor sets them before a CUDA thread runs on.
