@@ -107,8 +107,7 @@ description describe(const table_mirror_config& config, memory_kind memory, std:
   return made;
 }
 
-/// A delta's arrays one behind another, as many bytes as num_bytes(), at `memory`: what is there, for who reads them at
-/// `seen_at`.
+/// A delta that was packed, for who sees it at `seen_at`.
 table_delta placed_at(std::byte* seen_at, const table_delta& delta) noexcept {
   table_delta placed = delta;
   std::byte* next = seen_at;
@@ -121,18 +120,6 @@ table_delta placed_at(std::byte* seen_at, const table_delta& delta) noexcept {
   place(placed.rows, delta.num_rows);
   place(placed.blocks, delta.num_blocks);
   return placed;
-}
-
-void pack(const table_delta& delta, std::byte* memory) noexcept {
-  const auto put = [&](const auto* array, std::int32_t count) {
-    const std::size_t num_bytes = sizeof(*array) * static_cast<std::size_t>(count);
-    if (num_bytes > 0) std::memcpy(memory, array, num_bytes);
-    memory += num_bytes;
-  };
-  put(delta.runs, delta.num_runs);
-  put(delta.changes, delta.num_changes);
-  put(delta.rows, delta.num_rows);
-  put(delta.blocks, delta.num_blocks);
 }
 
 void free_host(std::byte* memory, std::int64_t /*num_bytes*/) noexcept { std::free(memory); }
@@ -180,7 +167,7 @@ struct table_mirror::staging {
       with.is_on_its_way = false;
     }
     const std::int64_t num_bytes = delta.num_bytes();
-    pack(delta, with.pinned.get());
+    delta.pack(with.pinned.get());
     const bool is_copied = num_bytes > direct_bytes;
     if (is_copied) {
       if (status copied = cuda_copy_to_device(with.on_device.get(), with.pinned.get(), num_bytes, stream); !copied)

@@ -6,7 +6,6 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -100,16 +99,7 @@ class decoding {
   /// What a mirror does with a delta on the way to a device: looks whether it fits, and writes its arrays one behind another.
   void stage(const table_delta& delta) {
     mirror_.check(delta).value();
-    std::byte* next = packed_.data();
-    const auto put = [&](const auto* array, std::int32_t count) {
-      const std::size_t num_bytes = sizeof(*array) * static_cast<std::size_t>(count);
-      if (num_bytes > 0) std::memcpy(next, array, num_bytes);
-      next += num_bytes;
-    };
-    put(delta.runs, delta.num_runs);
-    put(delta.changes, delta.num_changes);
-    put(delta.rows, delta.num_rows);
-    put(delta.blocks, delta.num_blocks);
+    delta.pack(packed_.data());
     asm volatile("" : : "r"(packed_.data()) : "memory");  // somebody reads it
   }
 

@@ -2,7 +2,9 @@
 /// Keeps a copy of the block tables current where kernels read it, and makes each step's batch of it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 
 #include <pagedkv/cache_view.hpp>
@@ -53,6 +55,19 @@ struct table_delta {
   [[nodiscard]] constexpr std::int64_t num_bytes() const noexcept {
     return std::int64_t{12} * num_rows + std::int64_t{8} * num_changes + std::int64_t{16} * num_runs +
            std::int64_t{4} * num_blocks;
+  }
+
+  /// Writes the arrays one behind another, num_bytes() in all: runs, changes, rows, blocks. Both in host memory.
+  void pack(std::byte* to) const noexcept {
+    const auto put = [&](const auto* array, std::int32_t count) {
+      const std::size_t size = sizeof(*array) * static_cast<std::size_t>(count);
+      if (size > 0) std::memcpy(to, array, size);
+      to += size;
+    };
+    put(runs, num_runs);
+    put(changes, num_changes);
+    put(rows, num_rows);
+    put(blocks, num_blocks);
   }
 };
 static_assert(sizeof(batch_row) == 12 && sizeof(entry_change) == 8 && sizeof(entry_run) == 16 && sizeof(block_id) == 4);
