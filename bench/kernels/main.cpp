@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "../run_program.hpp"
 #include "measure.hpp"
 #include "report.hpp"
 
@@ -170,11 +171,4 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const std::exception& problem) {
-    std::fprintf(stderr, "kernel_benchmarks: %s\n", problem.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return pagedkv::bench::run_program("kernel_benchmarks", run, argc, argv); }

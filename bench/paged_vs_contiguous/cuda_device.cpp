@@ -1,21 +1,11 @@
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
+#include "../cuda_check.hpp"
 #include "compute_device.hpp"
 
 namespace pagedkv::bench {
 namespace {
-
-void check(cudaError_t code, const char* call, int line) {
-  if (code == cudaSuccess) return;
-  throw failure({.code = errc::cuda_failure,
-                 .what = cudaGetErrorString(code),
-                 .value = static_cast<std::int64_t>(code),
-                 .call = call,
-                 .file = __FILE__,
-                 .line = line});
-}
-#define PAGEDKV_CHECK_CUDA(call) check(call, #call, __LINE__)
 
 /// Works in the legacy stream's order with everything else of the program, which has one thread.
 class cuda_device final : public compute_device {

@@ -4,21 +4,11 @@
 
 #include <pagedkv/epoch_fences.hpp>
 
+#include "../cuda_check.hpp"
 #include "engine_device.hpp"
 
 namespace pagedkv::bench {
 namespace {
-
-void check(cudaError_t code, const char* call, int line) {
-  if (code == cudaSuccess) return;
-  throw failure({.code = errc::cuda_failure,
-                 .what = "a CUDA call failed",
-                 .value = static_cast<std::int64_t>(code),
-                 .call = call,
-                 .file = __FILE__,
-                 .line = line});
-}
-#define PAGEDKV_CHECK_CUDA(call) check(call, #call, __LINE__)
 
 /// How many steps the engine is ahead of the device at most.
 constexpr std::int32_t steps_in_flight = 3;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "../paged_vs_contiguous/trace.hpp"
+#include "../run_program.hpp"
 #include "engine.hpp"
 
 namespace {
@@ -49,11 +50,4 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const std::exception& bad) {
-    std::fprintf(stderr, "step_loop: %s\n", bad.what());
-  }
-  return 1;
-}
+int main(int argc, char** argv) { return pagedkv::bench::run_program("step_loop", run, argc, argv); }

@@ -16,6 +16,7 @@
 #include <pagedkv/table_mirror.hpp>
 
 #include "../paged_vs_contiguous/compute_device.hpp"
+#include "../run_program.hpp"
 
 namespace {
 
@@ -238,11 +239,4 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const std::exception& bad) {
-    std::fprintf(stderr, "table_upload: %s\n", bad.what());
-  }
-  return 1;
-}
+int main(int argc, char** argv) { return pagedkv::bench::run_program("table_upload", run, argc, argv); }

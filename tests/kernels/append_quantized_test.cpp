@@ -88,16 +88,7 @@ TEST_P(append_quantized_test, RandomCasesInAndOut) {
       how.granularity = given.per_head ? scale_granularity::per_head : scale_granularity::per_tensor;
     }
 
-    const std::vector<std::int32_t> order =
-        random.permutation(static_cast<std::int32_t>(cache.num_slots() - cache.first_slot()));
-    std::vector<slot_t> slots;
-    unsigned long long num_faults = 0;
-    for (std::int64_t t = 0; t < num_tokens; ++t) {
-      slots.push_back(cache.first_slot() + order[static_cast<std::size_t>(t)]);
-      if (!random.one_in(5)) continue;
-      slots.back() = random.pick<slot_t>({-1, INT64_MIN, cache.num_slots(), cache.first_slot() - 1});
-      if (slots.back() >= 0) ++num_faults;
-    }
+    const auto [slots, num_faults] = random_slots(cache, num_tokens, random);
     const buffer source(where(), data);
     const buffer device_slots(where(), slots);
     const fault_report faults(where(), cache.num_slots());

@@ -60,12 +60,7 @@ TEST_P(copy_resident_test, RandomCasesChangeTheirDestinationsAndNothingElse) {
   SCOPED_TRACE(replay_hint(seed));
   random_source random(seed);
   for (int i = 0; i < num_cases(150); ++i) {
-    cache_case described = random_case(random, random.pick({1, 2, 3}));
-    if (random.one_in(3)) store_with_row_scales(described, random);
-    described.num_blocks = random.pick({2, 3, 7, 12});
-    while (kv_layout(described.shape).block_bytes() > 200'000)
-      described.shape.num_kv_heads = (described.shape.num_kv_heads + 1) / 2,
-      described.shape.head_dim = (described.shape.head_dim + 1) / 2;
+    const cache_case described = random_block_case(random, {2, 3, 7, 12});
     SCOPED_TRACE("case " + std::to_string(i) + ": " + described.describe());
     test_cache cache(where(), described, random);
     const std::vector<std::int32_t> order = random.permutation(static_cast<std::int32_t>(described.num_blocks));

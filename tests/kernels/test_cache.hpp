@@ -71,6 +71,19 @@ inline void store_with_row_scales(cache_case& described, random_source& random) 
   described.shape.block_size = std::min(described.shape.block_size, 16);
 }
 
+/// A case of one of these numbers of blocks, of any storage, for operations on whole blocks in all layers.
+inline cache_case random_block_case(random_source& random, std::initializer_list<std::int64_t> num_blocks) {
+  constexpr std::int64_t max_block_bytes = 200'000;
+  cache_case drawn = random_case(random, random.pick({1, 2, 3}));
+  if (random.one_in(3)) store_with_row_scales(drawn, random);
+  drawn.num_blocks = random.pick(num_blocks);
+  while (kv_layout(drawn.shape).block_bytes() > max_block_bytes) {
+    drawn.shape.num_kv_heads = (drawn.shape.num_kv_heads + 1) / 2;
+    drawn.shape.head_dim = (drawn.shape.head_dim + 1) / 2;
+  }
+  return drawn;
+}
+
 /// Sizes and places of a case, computed from the words of the layouts and by nothing of the library.
 class naive_layout {
  public:
@@ -249,6 +262,24 @@ class test_cache {
   buffer memory_;
   cache_view view_;
 };
+
+struct drawn_slots {
+  std::vector<slot_t> slots;
+  unsigned long long num_faults = 0;
+};
+
+/// Distinct slots for an append, in random order; one in five is padding or a fault instead.
+inline drawn_slots random_slots(const test_cache& cache, std::int64_t num_tokens, random_source& random) {
+  const std::vector<std::int32_t> order = random.permutation(static_cast<std::int32_t>(cache.num_slots() - cache.first_slot()));
+  drawn_slots drawn;
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    drawn.slots.push_back(cache.first_slot() + order[static_cast<std::size_t>(t)]);
+    if (!random.one_in(5)) continue;
+    drawn.slots.back() = random.pick<slot_t>({padding_slot, INT64_MIN, cache.num_slots(), cache.first_slot() - 1});
+    if (drawn.slots.back() >= 0) ++drawn.num_faults;
+  }
+  return drawn;
+}
 
 /// Rows outside the cache, [num_rows, heads, row bytes] for the key and for the value, in one of the shapes engines have.
 struct outer_case {
