@@ -2,12 +2,12 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
-#include <cub/device/device_memcpy.cuh>
+#include <type_traits>
+#include <vector>
 
-#include <pagedkv/result.hpp>
-
+#include "../cuda_check.hpp"
+#include "cub_copy.hpp"
 #include "machine.hpp"
 
 namespace pagedkv::bench {
@@ -16,16 +16,15 @@ namespace {
 constexpr std::int64_t mebi = std::int64_t{1} << 20;
 constexpr unsigned copy_threads = 256;
 
-void check(cudaError_t code, const char* call, int line) {
-  if (code == cudaSuccess) return;
-  throw failure({.code = errc::cuda_failure,
-                 .what = cudaGetErrorString(code),
-                 .value = static_cast<std::int64_t>(code),
-                 .call = call,
-                 .file = __FILE__,
-                 .line = line});
+template <class... Parameters>
+void launch(dim3 grid, dim3 block, cudaStream_t stream, void (*kernel)(Parameters...),
+            const std::type_identity_t<Parameters>&... parameters) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  PAGEDKV_CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, parameters...));
 }
-#define PAGEDKV_CHECK_CUDA(call) check(call, #call, __LINE__)
 
 __global__ void __launch_bounds__(1'024) empty_kernel() {}
 
@@ -52,9 +51,8 @@ void plain_copy(int num_multiprocessors, std::byte* to, const std::byte* from, s
   constexpr std::int64_t tile = std::int64_t{copy_threads} * 4;
   const std::int64_t resident_ctas = std::int64_t{num_multiprocessors} * (2'048 / copy_threads);
   const auto num_ctas = static_cast<unsigned>(std::min((num_units + tile - 1) / tile, resident_ctas));
-  plain_copy_kernel<<<num_ctas, copy_threads, 0, stream>>>(reinterpret_cast<uint4*>(to), reinterpret_cast<const uint4*>(from),
-                                                           num_units);
-  PAGEDKV_CHECK_CUDA(cudaGetLastError());
+  launch(num_ctas, copy_threads, stream, plain_copy_kernel, reinterpret_cast<uint4*>(to), reinterpret_cast<const uint4*>(from),
+         num_units);
 }
 
 class stream_owner {
@@ -162,11 +160,9 @@ class graph_player final : public player {
     if (!empty_) {
       const std::vector<recorded_graph::launch_shape> launches = calls_.launches();
       if (launches.empty()) return std::nullopt;
-      empty_kernel<<<1, 1, 0, stream_>>>();  // loads it
-      PAGEDKV_CHECK_CUDA(cudaGetLastError());
+      launch(1, 1, stream_, empty_kernel);  // loads it
       empty_ = std::make_unique<recorded_graph>(stream_, [&] {
-        for (const auto& [grid, block] : launches) empty_kernel<<<grid, block, 0, stream_>>>();
-        PAGEDKV_CHECK_CUDA(cudaGetLastError());
+        for (const auto& [grid, block] : launches) launch(grid, block, stream_, empty_kernel);
       });
       empty_->replay(stream_);
     }
@@ -209,7 +205,7 @@ class stream_player final : public player {
   event_pair events_;
 };
 
-/// Pieces of each set as the arrays that batched copies take; on the GPU for CUB, here for the runtime.
+/// Pieces of each set as the arrays that batched copies take, in this processor's memory.
 struct batched_pieces {
   std::vector<std::vector<void*>> to;
   std::vector<std::vector<const void*>> from;
@@ -218,7 +214,8 @@ struct batched_pieces {
 
 class cuda_machine final : public machine {
  public:
-  cuda_machine(int device, bool tiny) : context_(kernel_context::for_device(device).value()) {
+  cuda_machine(int device, bool tiny)
+      : context_(kernel_context::for_device(device).value()), tiny_(tiny), hot_bytes_((tiny ? 1 : 1'024) * mebi) {
     PAGEDKV_CHECK_CUDA(cudaSetDevice(device));
     PAGEDKV_CHECK_CUDA(cudaGetDeviceProperties(&properties_, device));
     stream_ = std::make_unique<stream_owner>();
@@ -243,9 +240,7 @@ class cuda_machine final : public machine {
             {"multiprocessors", std::to_string(properties_.multiProcessorCount)},
             {"second-level cache", std::to_string(properties_.l2CacheSize / mebi) + " MiB"},
             {"driver", "for CUDA " + version(driver)},
-            {"runtime", "CUDA " + version(CUDART_VERSION)},
-            {"compiler", "nvcc " + std::to_string(__CUDACC_VER_MAJOR__) + "." + std::to_string(__CUDACC_VER_MINOR__) + "." +
-                             std::to_string(__CUDACC_VER_BUILD__)}};
+            {"toolkit", "CUDA " + version(CUDART_VERSION)}};
   }
   [[nodiscard]] memory_kind memory() const override { return memory_kind::cuda; }
   [[nodiscard]] const kernel_context& context() const override { return context_; }
@@ -273,10 +268,9 @@ class cuda_machine final : public machine {
     // Cold: every set once. Hot: one set many times. A graph's start costs microseconds, so short ones are replayed until it
     // does not count; cold sets stay cold, as all of them together exceed the caches.
     constexpr std::int64_t enough_calls = 256;
-    constexpr std::int64_t enough_bytes = 8'192 * mebi;
-    const std::int64_t num_nodes = num_sets > 1 ? num_sets : std::clamp<std::int64_t>(1'024 * mebi / num_bytes, 1, 64);
+    const std::int64_t num_nodes = num_sets > 1 ? num_sets : std::clamp<std::int64_t>(hot_bytes_ / num_bytes, 1, 64);
     const std::int64_t num_replays =
-        std::max<std::int64_t>(std::min(enough_calls / num_nodes, enough_bytes / (num_bytes * num_nodes)), 1);
+        std::max<std::int64_t>(std::min(enough_calls / num_nodes, 8 * hot_bytes_ / (num_bytes * num_nodes)), 1);
     // What a first launch loads, it should not load while a graph is captured.
     call(0, stream_->get());
     PAGEDKV_CHECK_CUDA(cudaStreamSynchronize(stream_->get()));
@@ -284,9 +278,8 @@ class cuda_machine final : public machine {
     return std::make_unique<stream_player>(stream_->get(), call, num_nodes * num_replays, num_sets);
   }
   [[nodiscard]] std::optional<double> submission_seconds(const operation_call& call, std::int64_t num_sets) override {
-    constexpr int num_samples = 9;
-    constexpr int num_calls = 16;  // fewer than fill the stream's queue, where submitting waits for the GPU
-    std::array<double, num_samples> samples{};
+    const int num_calls = tiny_ ? 1 : 16;  // fewer than fill the stream's queue, where submitting waits for the GPU
+    std::vector<double> samples(tiny_ ? 1 : 9);
     for (double& sample : samples) {
       PAGEDKV_CHECK_CUDA(cudaStreamSynchronize(stream_->get()));
       const auto start = std::chrono::steady_clock::now();
@@ -295,7 +288,7 @@ class cuda_machine final : public machine {
     }
     PAGEDKV_CHECK_CUDA(cudaStreamSynchronize(stream_->get()));
     std::sort(samples.begin(), samples.end());
-    return samples[num_samples / 2];
+    return samples[samples.size() / 2];
   }
 
   [[nodiscard]] std::vector<plain_copy> plain_copies() override {
@@ -359,20 +352,16 @@ class cuda_machine final : public machine {
     }
     upload(on_gpu->sizes.get(), std::as_bytes(std::span(arrays.sizes)));
 
-    const auto copy = [on_gpu, num_pieces, pointer_bytes](void* scratch, std::size_t& scratch_bytes, std::int64_t set,
-                                                          cudaStream_t stream) {
+    const auto pieces_of = [on_gpu, num_pieces, pointer_bytes](std::int64_t set) {
       const auto offset = static_cast<std::size_t>(set) * pointer_bytes;
-      return cub::DeviceMemcpy::Batched(scratch, scratch_bytes, reinterpret_cast<void**>(on_gpu->from.get() + offset),
-                                        reinterpret_cast<void**>(on_gpu->to.get() + offset),
-                                        reinterpret_cast<std::size_t*>(on_gpu->sizes.get()),
-                                        static_cast<std::int64_t>(num_pieces), stream);
+      return resident_pieces{reinterpret_cast<void**>(on_gpu->to.get() + offset),
+                             reinterpret_cast<void**>(on_gpu->from.get() + offset),
+                             reinterpret_cast<std::size_t*>(on_gpu->sizes.get()), static_cast<std::int64_t>(num_pieces)};
     };
-    std::size_t scratch_bytes = 0;
-    PAGEDKV_CHECK_CUDA(copy(nullptr, scratch_bytes, 0, stream_->get()));
+    const std::size_t scratch_bytes = cub_scratch_bytes(pieces_of(0), stream_->get());
     on_gpu->scratch = allocate(static_cast<std::int64_t>(std::max<std::size_t>(scratch_bytes, 1)));
-    return {"cub::DeviceMemcpy::Batched", [on_gpu, copy, scratch_bytes](std::int64_t set, cuda_stream stream) {
-              std::size_t num_bytes = scratch_bytes;
-              PAGEDKV_CHECK_CUDA(copy(on_gpu->scratch.get(), num_bytes, set, stream));
+    return {"cub::DeviceMemcpy::Batched", [on_gpu, pieces_of, scratch_bytes](std::int64_t set, cuda_stream stream) {
+              cub_copy(on_gpu->scratch.get(), scratch_bytes, pieces_of(set), stream);
             }};
   }
 
@@ -391,6 +380,8 @@ class cuda_machine final : public machine {
   }
 
   kernel_context context_;
+  bool tiny_;
+  std::int64_t hot_bytes_;  // that a graph of calls on one set moves
   cudaDeviceProp properties_{};
   std::unique_ptr<stream_owner> stream_;
   std::int64_t input_bytes_ = 0;

@@ -12,8 +12,14 @@ namespace {
 
 /// On the host, how much of the speed of a row-wise copy to contiguous memory `append` shall have.
 constexpr double host_append_aim = 0.9;
-/// On a GPU, how much of the plain copy's speed is wanted where nothing but bytes counts.
+/// On a GPU, how much of the plain copy's speed is wanted where nothing but bytes counts, of it by an append that converts, and
+/// how much of cudaMemset's by `fill`.
 constexpr double gpu_speed_aim = 0.9;
+constexpr double gpu_conversion_aim = 0.85;
+constexpr double gpu_fill_aim = 0.9;
+/// From here on nothing but bytes counts.
+constexpr std::int64_t large_copy = std::int64_t{1} << 30;
+constexpr std::int64_t large_conversion = std::int64_t{1} << 28;
 /// Shorter runs are reported without an aim.
 constexpr std::int64_t shortest_run_with_aim = 1'024;
 
@@ -30,12 +36,21 @@ std::optional<double> launch_latency(const machine_results& results) {
   return one_token->cold.contenders.front() - *one_token->cold.empty_launches;
 }
 
-/// The longest time that is good enough on a GPU: t0 + 1.5 L + bytes / (0.90 B). Nothing where there is no such aim.
+/// The longest cold time that is good enough on a GPU. Nothing where there is no such aim.
 std::optional<double> gpu_aim_seconds(const machine_results& results, const measured_case& found) {
+  const timing& cold = found.cold;
+  const benchmark_case& what = found.what;
+  if (results.name == "host" || cold.contenders.size() < 2) return std::nullopt;
+  const double copy_seconds = static_cast<double>(what.num_bytes) / results.plain_copy.bytes_per_second;
+  if (what.operation == "fill") return cold.contenders[1] / gpu_fill_aim;
+  if (what.operation == "append fp8") {
+    return what.num_bytes < large_conversion ? std::nullopt : std::optional(copy_seconds / gpu_conversion_aim);
+  }
+  if (what.run_bytes < shortest_run_with_aim) return std::nullopt;
+  if (what.num_bytes >= large_copy) return copy_seconds / gpu_speed_aim;
   const std::optional<double> latency = launch_latency(results);
-  if (!latency || !found.cold.empty_launches || found.what.run_bytes < shortest_run_with_aim) return std::nullopt;
-  return *found.cold.empty_launches + 1.5 * *latency +
-         static_cast<double>(found.what.num_bytes) / (gpu_speed_aim * results.plain_copy.bytes_per_second);
+  if (!latency || !cold.empty_launches) return std::nullopt;
+  return *cold.empty_launches + 1.5 * *latency + copy_seconds / gpu_speed_aim;
 }
 
 /// The second contender's time over the library's: 1 is as fast as contiguous memory.

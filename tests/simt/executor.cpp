@@ -544,10 +544,11 @@ cudaError_t submit_grid(const cudaLaunchConfig_t& config, const char* call, void
                         std::shared_ptr<void> parameters) {
   if (next_kernel.empty()) name_kernel(call);
   (void)this_executor();  // made by the host thread, which is who destroys it: the race detector takes the stream for another
-  return submit(config.stream, [config, thread, parameters = std::move(parameters), kernel = std::exchange(next_kernel, {})] {
+  const auto run = [config, thread, parameters = std::move(parameters), kernel = std::exchange(next_kernel, {})] {
     all_executed().insert(kernel);
     this_executor().run(config, kernel.c_str(), thread, parameters.get());
-  });
+  };
+  return submit(config.stream, run, config);
 }
 
 }  // namespace simt

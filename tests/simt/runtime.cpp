@@ -10,6 +10,7 @@
 namespace {
 
 constexpr int num_multiprocessors = 4;
+constexpr int l2_bytes = 1 << 20;
 
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -143,6 +144,22 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ind
   if (index != 0) return remember(cudaErrorInvalidDevice);
   if (attribute != cudaDevAttrMultiProcessorCount) return remember(cudaErrorNotSupported);
   *value = num_multiprocessors;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
+  if (index != 0) return remember(cudaErrorInvalidDevice);
+  *properties = {};
+  std::strcpy(properties->name, "simulated device");
+  properties->totalGlobalMem = simt::device_capacity().total_bytes;
+  properties->multiProcessorCount = num_multiprocessors;
+  properties->l2CacheSize = l2_bytes;
+  properties->warpSize = warpSize;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
   return cudaSuccess;
 }
 

@@ -145,11 +145,11 @@ void run_pending() {
   for (CUstream_st* stream : other_streams()) wait_for(*stream);
 }
 
-cudaError_t submit(cudaStream_t handle, std::function<void()> work) {
+cudaError_t submit(cudaStream_t handle, std::function<void()> work, std::optional<cudaLaunchConfig_t> launch) {
   const std::scoped_lock lock(runtime_lock());
   CUstream_st& stream = resolve(handle);
   if (capturing(stream)) {
-    stream.capture->nodes.push_back(std::move(work));
+    stream.capture->nodes.push_back({std::move(work), launch});
     return cudaSuccess;
   }
   if (&stream == &null_stream()) {
@@ -339,8 +339,35 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   return simt::submit(stream, [recorded = executable->recorded] {
-    for (const std::function<void()>& node : recorded->nodes) node();
+    for (const CUgraphNode_st& node : recorded->nodes) node.run();
   });
+}
+
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
+
+/// Without an array it only counts; an entry past the last node is null.
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, std::size_t* count) {
+  std::vector<CUgraphNode_st>& recorded = graph->recorded->nodes;
+  if (nodes != nullptr) {
+    for (std::size_t i = 0; i < *count; ++i) nodes[i] = i < recorded.size() ? &recorded[i] : nullptr;
+  }
+  *count = recorded.size();
+  return cudaSuccess;
+}
+
+/// The stand-in tells kernels from the rest, and no more.
+cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType* type) {
+  *type = node->launch ? cudaGraphNodeTypeKernel : cudaGraphNodeTypeMemcpy;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphKernelNodeGetParams(cudaGraphNode_t node, cudaKernelNodeParams* parameters) {
+  if (!node->launch) return remember(cudaErrorInvalidValue);
+  *parameters = {};
+  parameters->gridDim = node->launch->gridDim;
+  parameters->blockDim = node->launch->blockDim;
+  parameters->sharedMemBytes = static_cast<unsigned int>(node->launch->dynamicSmemBytes);
+  return cudaSuccess;
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {

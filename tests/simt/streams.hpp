@@ -9,7 +9,14 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
+
+/// One call of a capture; `launch` says how it was launched when it is a kernel's.
+struct CUgraphNode_st {
+  std::function<void()> run;
+  std::optional<cudaLaunchConfig_t> launch;
+};
 
 namespace simt {
 
@@ -25,13 +32,13 @@ struct mark {
 
 /// What a capture recorded, in the order of the calls, which is one that its dependencies allow.
 struct graph {
-  std::vector<std::function<void()>> nodes;
+  std::vector<CUgraphNode_st> nodes;
   bool allows_unsafe_calls = false;
   bool valid = true;
 };
 
 /// Puts work into a stream, or into the graph that it captures; what a capture forbids is refused.
-cudaError_t submit(cudaStream_t stream, std::function<void()> work);
+cudaError_t submit(cudaStream_t stream, std::function<void()> work, std::optional<cudaLaunchConfig_t> launch = {});
 
 /// Runs what the null stream waits for, and then `work` as part of it: a synchronous copy.
 cudaError_t run_synchronously(const std::function<void()>& work);
