@@ -69,7 +69,7 @@ To bits_as(From value) {
 
 }  // namespace simt
 
-// NOLINTBEGIN(readability-identifier-naming,bugprone-reserved-identifier): the names are CUDA's.
+// NOLINTBEGIN(readability-identifier-naming): the names are CUDA's.
 inline void __syncthreads(const simt::place& at = simt::place::here()) { simt::meet_block(at); }
 
 inline void __syncwarp(unsigned int mask = 0xFFFFFFFF, const simt::place& at = simt::place::here()) {
@@ -207,4 +207,4 @@ inline float __frcp_rn(float value) { return 1.0F / value; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline int __float2int_rn(float value) { return static_cast<int>(std::lrint(value)); }
 inline float __int2float_rn(int value) { return static_cast<float>(value); }
-// NOLINTEND(readability-identifier-naming,bugprone-reserved-identifier)
+// NOLINTEND(readability-identifier-naming)

@@ -16,7 +16,7 @@
 
 #include "sanitizers.hpp"
 
-// NOLINTBEGIN(readability-identifier-naming,bugprone-reserved-identifier): the names are CUDA's.
+// NOLINTBEGIN(readability-identifier-naming): the names are CUDA's.
 #ifndef __launch_bounds__
 #define __launch_bounds__(...)
 #endif
@@ -104,6 +104,6 @@ cudaError_t launch_kernel(const char* call, const cudaLaunchConfig_t* config, vo
 
 // Variadic, because the commas of a kernel's template arguments would make it several macro arguments.
 #define cudaLaunchKernelEx(config, ...) ::simt::launch_kernel(#__VA_ARGS__, config, __VA_ARGS__)
-// NOLINTEND(readability-identifier-naming,bugprone-reserved-identifier)
+// NOLINTEND(readability-identifier-naming)
 
 #include "intrinsics.hpp"
