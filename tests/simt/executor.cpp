@@ -57,7 +57,9 @@ struct meeting {
   void* ordered_by = nullptr;
 };
 
-bool same_place(const place& a, const place& b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+bool same_place(const place& a, const place& b) {
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 bool same_meeting(const meeting& a, const meeting& b) {
   return a.of_block == b.of_block && a.what == b.what && a.mask == b.mask && same_place(a.at, b.at);
@@ -544,11 +546,12 @@ cudaError_t submit_grid(const cudaLaunchConfig_t& config, const char* call, void
                         std::shared_ptr<void> parameters) {
   if (next_kernel.empty()) name_kernel(call);
   (void)this_executor();  // made by the host thread, which is who destroys it: the race detector takes the stream for another
-  const auto run = [config, thread, parameters = std::move(parameters), kernel = std::exchange(next_kernel, {})] {
+  // Moved on, not copied: who drops the parameters last must come after the grid.
+  auto run = [config, thread, parameters = std::move(parameters), kernel = std::exchange(next_kernel, {})] {
     all_executed().insert(kernel);
     this_executor().run(config, kernel.c_str(), thread, parameters.get());
   };
-  return submit(config.stream, run, config);
+  return submit(config.stream, std::move(run), config);
 }
 
 }  // namespace simt
