@@ -1,16 +1,21 @@
 #include "streams.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <utility>
 
 #include "device_memory.hpp"
+#include "fiber.hpp"
 #include "simt.hpp"
 
-/// One entry of a queue. Sequence numbers are those of the whole device.
+/// One entry of a queue. Sequence numbers are those of the whole device. What runs was allocated by who submitted it, is called
+/// and freed by the stream, and lies on no stack of the host's: for the race detector they are two threads.
 struct work_item {
   std::uint64_t sequence;
-  std::function<void()> run;
+  std::unique_ptr<std::function<void()>> run;
 };
 
 struct CUstream_st {
@@ -18,9 +23,14 @@ struct CUstream_st {
   std::deque<work_item> queue;
   std::shared_ptr<simt::graph> capture;
   bool began_capture = false;
-  void* race_fiber = nullptr;  // ThreadSanitizer's thread for the stream
-  char submitted = 0;          // their addresses order the stream after the host's calls, and who waits after the stream
+  char submitted = 0;  // their addresses order the stream after the host's calls, and who waits after the stream
   char finished = 0;
+#ifdef PAGEDKV_SIMT_TSAN
+  simt::fiber runner;  // has the race detector's thread for the stream, and a stack of its own
+  simt::fiber caller;
+  void (*work)(void*) = nullptr;
+  void* context = nullptr;
+#endif
 };
 
 struct CUevent_st {
@@ -54,27 +64,53 @@ std::vector<CUstream_st*>& other_streams() {
 
 CUstream_st& resolve(cudaStream_t stream) { return stream == nullptr || stream == cudaStreamLegacy ? null_stream() : *stream; }
 
-/// Runs `work` as the stream: for the race detector it happens after what was submitted, and after nothing else.
-void run_as([[maybe_unused]] CUstream_st& stream, const std::function<void()>& work) {
-  const device_access access;
 #ifdef PAGEDKV_SIMT_TSAN
-  void* const host = __tsan_get_current_fiber();
-  if (stream.race_fiber == nullptr) stream.race_fiber = __tsan_create_fiber(0);
-  __tsan_switch_to_fiber(stream.race_fiber, __tsan_switch_to_fiber_no_sync);
-  acquire(&stream.submitted);
-#endif
-  work();
-#ifdef PAGEDKV_SIMT_TSAN
-  release(&stream.finished);
-  __tsan_switch_to_fiber(host, __tsan_switch_to_fiber_no_sync);
-#endif
+constexpr std::size_t stack_bytes = std::size_t{256} << 10;
+CUstream_st* entering = nullptr;
+
+void runner_entry() {
+  CUstream_st& stream = *entering;
+  while (true) {
+    acquire(&stream.submitted);
+    stream.work(stream.context);
+    release(&stream.finished);
+    switch_fiber(stream.runner, stream.caller);
+  }
 }
+
+/// Runs `work` as the stream: for the race detector it happens after what was submitted, and after nothing else.
+void run_as(CUstream_st& stream, void (*work)(void*), void* context) {
+  const device_access access;
+  if (stream.runner.race_fiber == nullptr) {
+    void* const stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stack == MAP_FAILED) std::abort();
+    stream.runner = make_fiber(static_cast<std::byte*>(stack), stack_bytes, runner_entry);
+    stream.runner.race_fiber = __tsan_create_fiber(0);
+  }
+  stream.work = work;
+  stream.context = context;
+  stream.caller.race_fiber = __tsan_get_current_fiber();
+  entering = &stream;
+  switch_fiber(stream.caller, stream.runner);
+}
+
+void destroy_runner(CUstream_st& stream) {
+  if (stream.runner.race_fiber == nullptr) return;
+  __tsan_destroy_fiber(stream.runner.race_fiber);
+  munmap(const_cast<void*>(stream.runner.stack_bottom), stack_bytes);
+}
+#else
+void run_as(CUstream_st&, void (*work)(void*), void* context) {
+  const device_access access;
+  work(context);
+}
+
+void destroy_runner(CUstream_st&) {}
+#endif
 
 /// The stream goes on only after what the other has finished.
 void order_after(CUstream_st& stream, CUstream_st& other) {
-  if constexpr (has_tsan) {
-    run_as(stream, [&] { acquire(&other.finished); });
-  }
+  if constexpr (has_tsan) run_as(stream, acquire, &other.finished);
 }
 
 void run_before(CUstream_st& stream, std::uint64_t end);
@@ -93,10 +129,13 @@ void run_next(CUstream_st& stream) {
     run_before(null_stream(), item.sequence);
     order_after(stream, null_stream());
   }
-  run_as(stream, [&] {
-    item.run();
-    item.run = nullptr;  // freed by the stream, because the host is not ordered after it yet
-  });
+  run_as(
+      stream,
+      [](void* owned) {
+        const std::unique_ptr<std::function<void()>> run(static_cast<std::function<void()>*>(owned));
+        (*run)();
+      },
+      item.run.release());
 }
 
 /// Runs the stream's items with a smaller sequence number.
@@ -158,8 +197,9 @@ cudaError_t submit(cudaStream_t handle, std::function<void()> work, std::optiona
       if (other->blocking && capturing(*other)) return refused(*other->capture, cudaErrorStreamCaptureImplicit);
     }
   }
+  auto owned = std::make_unique<std::function<void()>>(std::move(work));
   release(&stream.submitted);
-  stream.queue.push_back({next_sequence++, std::move(work)});
+  stream.queue.push_back({next_sequence++, std::move(owned)});
   if (!is_lazy) run_before(stream, next_sequence);
   return cudaSuccess;
 }
@@ -202,9 +242,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const std::scoped_lock lock(simt::runtime_lock());
   simt::wait_for(*stream);
   std::erase(simt::other_streams(), stream);
-#ifdef PAGEDKV_SIMT_TSAN
-  if (stream->race_fiber != nullptr) __tsan_destroy_fiber(stream->race_fiber);
-#endif
+  simt::destroy_runner(*stream);
   delete stream;
   return cudaSuccess;
 }
