@@ -22,7 +22,7 @@ namespace pagedkv::testing {
 namespace {
 
 class append_row_scales_test : public kernel_test {};
-PAGEDKV_KERNEL_SUITE(append_row_scales_test);
+PAGEDKV_COOPERATIVE_KERNEL_SUITE(append_row_scales_test);
 
 std::vector<std::byte> bytes(const std::vector<int>& values) {
   std::vector<std::byte> result;

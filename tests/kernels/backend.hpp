@@ -44,8 +44,10 @@ class backend {
 // NOLINTNEXTLINE(readability-identifier-naming): GoogleTest looks for that name
 inline void PrintTo(const backend* tested, std::ostream* out) { *out << tested->name(); }
 
-/// The backends of this program; each of its source lists links one definition.
+/// The backends of this program, and those of them for kernels whose threads wait for each other, which are run in more orders.
+/// Each of its source lists links one definition.
 const std::vector<const backend*>& backends();
+const std::vector<const backend*>& cooperative_backends();
 
 /// Bytes in a backend's memory, exactly as many as asked for, so that a sanitizer sees one too far.
 class buffer {
@@ -98,6 +100,10 @@ class kernel_test : public ::testing::TestWithParam<const backend*> {
 }  // namespace pagedkv::testing
 
 /// Instantiates a suite on every backend of the program.
-#define PAGEDKV_KERNEL_SUITE(suite)                                                        \
-  INSTANTIATE_TEST_SUITE_P(On, suite, ::testing::ValuesIn(::pagedkv::testing::backends()), \
-                           [](const auto& tested) { return tested.param->name(); })
+#define PAGEDKV_KERNEL_SUITE(suite) PAGEDKV_KERNEL_SUITE_ON(suite, ::pagedkv::testing::backends())
+
+/// The same for kernels with barriers or warp operations.
+#define PAGEDKV_COOPERATIVE_KERNEL_SUITE(suite) PAGEDKV_KERNEL_SUITE_ON(suite, ::pagedkv::testing::cooperative_backends())
+
+#define PAGEDKV_KERNEL_SUITE_ON(suite, chosen) \
+  INSTANTIATE_TEST_SUITE_P(On, suite, ::testing::ValuesIn(chosen), [](const auto& tested) { return tested.param->name(); })

@@ -35,4 +35,6 @@ const std::vector<const backend*>& backends() {
   return all;
 }
 
+const std::vector<const backend*>& cooperative_backends() { return backends(); }
+
 }  // namespace pagedkv::testing

@@ -1,4 +1,5 @@
-// The CUDA sources run on the CPU: with the threads in order, in reverse and shuffled.
+// The CUDA sources run on the CPU: with the threads in order, in reverse and, where they wait for each other, shuffled.
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -14,14 +15,15 @@ namespace {
 
 class simt_backend final : public cuda_memory_backend {
  public:
-  simt_backend(const char* name, simt::order order) : name_(name), order_(order) {}
+  simt_backend(const char* name, simt::order order, std::uint64_t seed = 0) : name_(name), order_(order), seed_(seed) {}
   [[nodiscard]] std::string name() const override { return name_; }
   [[nodiscard]] bool detects_races() const override { return simt::has_tsan; }
-  void prepare() const override { simt::set_order(order_, 5); }
+  void prepare() const override { simt::set_order(order_, seed_); }
 
  private:
   const char* name_;
   simt::order order_;
+  std::uint64_t seed_;
 };
 
 /// Adds to the file that PAGEDKV_KERNEL_REPORT names, a line for each kernel that ran: its name, the backend, the build.
@@ -47,12 +49,20 @@ class kernel_report final : public ::testing::EmptyTestEventListener {
 
 }  // namespace
 
-const std::vector<const backend*>& backends() {
-  static const simt_backend forward("SimtForward", simt::order::forward);
-  static const simt_backend reverse("SimtReverse", simt::order::reverse);
-  static const simt_backend shuffled("SimtShuffled", simt::order::shuffled);
-  static const std::vector<const backend*> all{&forward, &reverse, &shuffled};
+const std::vector<const backend*>& cooperative_backends() {
+  static const std::array<simt_backend, 5> each{{{"SimtForward", simt::order::forward},
+                                                 {"SimtReverse", simt::order::reverse},
+                                                 {"SimtShuffled5", simt::order::shuffled, 5},
+                                                 {"SimtShuffled6", simt::order::shuffled, 6},
+                                                 {"SimtShuffled7", simt::order::shuffled, 7}}};
+  static const std::vector<const backend*> all{&each[0], &each[1], &each[2], &each[3], &each[4]};
   return all;
+}
+
+const std::vector<const backend*>& backends() {
+  static const std::vector<const backend*> in_order_and_reverse(cooperative_backends().begin(),
+                                                                cooperative_backends().begin() + 2);
+  return in_order_and_reverse;
 }
 
 }  // namespace pagedkv::testing

@@ -19,7 +19,7 @@ namespace pagedkv::testing {
 namespace {
 
 using update_tables_test = kernel_test;
-PAGEDKV_KERNEL_SUITE(update_tables_test);
+PAGEDKV_COOPERATIVE_KERNEL_SUITE(update_tables_test);
 
 using ints = std::vector<std::int32_t>;
 

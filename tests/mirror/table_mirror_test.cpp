@@ -5,7 +5,7 @@ namespace pagedkv::testing {
 namespace {
 
 using table_mirror_test = kernel_test;
-PAGEDKV_KERNEL_SUITE(table_mirror_test);
+PAGEDKV_COOPERATIVE_KERNEL_SUITE(table_mirror_test);
 
 TEST_P(table_mirror_test, EqualsTheManagerAfterEveryStepOfARandomRun) {
   const std::uint64_t first = seed_or(90);
