@@ -6,7 +6,8 @@ Run it with a Python that has vLLM; nothing of it needs a GPU:
     bench/peers/vllm_manager.py build/release/bench/cache_operations
 
 Both are measured in turn, three times; the table shows medians. vLLM's calls are the ones its scheduler makes: one per request and
-step. Its default hash is sha256. Garbage collection is off while it is timed, and caches are warm; pagedkv's are flushed.
+step. Its default hash is sha256. Garbage collection is off while it is timed, and caches are warm; pagedkv's
+are flushed in the rows per block.
 """
 
 import argparse
