@@ -264,6 +264,10 @@ cudaError_t cudaDeviceSynchronize() {
   return cudaSuccess;
 }
 
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* context) {
+  return simt::submit(stream, [=] { function(context); });
+}
+
 cudaError_t cudaStreamQuery(cudaStream_t handle) {
   const std::scoped_lock lock(simt::runtime_lock());
   CUstream_st& stream = simt::resolve(handle);
