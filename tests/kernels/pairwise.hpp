@@ -20,9 +20,8 @@ using factor_choice = std::vector<std::size_t>;
 /// @param num_values  of each factor.
 /// @param allowed     whether a case may be. A factor that was not chosen yet stands at its first value, so first values must
 ///                    be the most permissive.
-/// @param hides       (factor, value): whether the value leaves nothing to see of what the other factors do. A pair has then
-/// not
-///                    met in the case, unless the value is one of the two.
+/// @param hides       (factor, value): whether the value leaves nothing to see of what others do. No pair has then met in the
+///                    case, unless the value is one of the two.
 /// @throws std::logic_error when no allowed case has some pair.
 template <class Allowed, class Hides>
 std::vector<factor_choice> pairwise_cases(const std::vector<std::size_t>& num_values, random_source& random,
