@@ -13,8 +13,7 @@
 
 namespace pagedkv::testing {
 
-/// All sequences are of one text, so that they share and merge and nobody contradicts
-/// anybody.
+/// All sequences are of one text, so that they share and merge and nobody contradicts anybody.
 class random_run {
  public:
   /// Who looks at what a mirror holds, at its own addresses unless given, sees what the manager says.
