@@ -235,12 +235,19 @@ class cuda_machine final : public machine {
     int driver = 0;
     PAGEDKV_CHECK_CUDA(cudaDriverGetVersion(&driver));
     const auto version = [](int coded) { return std::to_string(coded / 1'000) + "." + std::to_string(coded % 1'000 / 10); };
+#ifdef __CUDACC__
+    const std::string compiler = "nvcc " + std::to_string(__CUDACC_VER_MAJOR__) + "." + std::to_string(__CUDACC_VER_MINOR__) +
+                                 "." + std::to_string(__CUDACC_VER_BUILD__);
+#else
+    const std::string compiler = "no nvcc: run on the CPU";
+#endif
     return {{"gpu", properties_.name},
             {"architecture", "sm_" + std::to_string(properties_.major) + std::to_string(properties_.minor)},
             {"multiprocessors", std::to_string(properties_.multiProcessorCount)},
             {"second-level cache", std::to_string(properties_.l2CacheSize / mebi) + " MiB"},
             {"driver", "for CUDA " + version(driver)},
-            {"toolkit", "CUDA " + version(CUDART_VERSION)}};
+            {"runtime", "CUDA " + version(CUDART_VERSION)},
+            {"compiler", compiler}};
   }
   [[nodiscard]] memory_kind memory() const override { return memory_kind::cuda; }
   [[nodiscard]] const kernel_context& context() const override { return context_; }

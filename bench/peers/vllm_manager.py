@@ -69,7 +69,6 @@ class Requests:
         )
 
     def hash(self, request):
-        request.block_hashes = request.block_hashes[:0]
         request.block_hashes.extend(self.hasher(request))
 
 
@@ -229,7 +228,9 @@ def run_ours(program):
 
 
 def in_words(nanoseconds):
-    return f"{nanoseconds:.1f} ns" if nanoseconds < 1e3 else f"{nanoseconds / 1e3:.2f} us" if nanoseconds < 1e5 else f"{nanoseconds / 1e3:.0f} us"
+    if nanoseconds < 1e3:
+        return f"{nanoseconds:.1f} ns"
+    return f"{nanoseconds / 1e3:.{2 if nanoseconds < 1e5 else 0}f} us"
 
 
 def main():
