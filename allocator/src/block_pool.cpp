@@ -105,17 +105,24 @@ void block_pool::set_findable(block_id block, bool findable) noexcept {
   }
 }
 
-void block_pool::retire(epoch_t epoch) noexcept {
+status block_pool::retire(epoch_t epoch) noexcept {
+  if (is_after(epoch, epoch_)) {
+    return error{.code = errc::invalid_argument,
+                 .what = "an epoch that has not begun cannot be retired: give one that begin_step() returned",
+                 .value = static_cast<std::int64_t>(epoch),
+                 .limit = static_cast<std::int64_t>(epoch_)};
+  }
+  if (is_after(epoch, retired_)) retired_ = epoch;
   const auto first_freed = static_cast<std::ptrdiff_t>(free_.size());
   const std::int32_t list = held_list();
-  // Signed distance, so that epochs may wrap.
-  while (nodes_[list].next != list && static_cast<std::int32_t>(nodes_[nodes_[list].next].released_in() - epoch) <= 0) {
+  while (nodes_[list].next != list && !is_after(nodes_[nodes_[list].next].released_in(), epoch)) {
     const std::int32_t block = nodes_[list].next;
     unlink(block);
     --num_held_;
     place(block);
   }
   std::reverse(free_.begin() + first_freed, free_.end());
+  return {};
 }
 
 status block_pool::validate() const {

@@ -20,7 +20,7 @@ struct epoch_fences::ring {
 
   [[nodiscard]] fence& at(std::size_t age) noexcept { return fences[(oldest + age) % fences.size()]; }
   void retire_oldest(kv_cache& cache) noexcept {
-    cache.retire(at(0).epoch);
+    (void)cache.retire(at(0).epoch);
     oldest = (oldest + 1) % fences.size();
     --num_in_flight;
   }

@@ -39,6 +39,14 @@ const kv_cache_config& checked(const kv_cache_config& config) {
 
 std::int32_t blocks_of(std::int32_t num_tokens, std::int32_t block_size) { return (num_tokens + block_size - 1) / block_size; }
 
+std::int32_t key_span_of(const kv_cache_config& config) {
+  std::int32_t span = 0;
+  for (const group_config& group : config.groups) span = std::gcd(span, group.block_size);
+  return span;
+}
+
+constexpr const char* rows_do_not_fit = "the sequences' rows do not fit: lower max_sequences or max_tokens_per_sequence";
+
 std::int64_t total_entries(const kv_cache_config& config) {
   std::int64_t entries = 0;
   for (const group_config& group : config.groups) {
@@ -68,6 +76,21 @@ error invalid(const char* what, std::int64_t value, std::int64_t limit, std::int
   return {.code = errc::invalid_argument, .what = what, .value = value, .limit = limit, .index = index};
 }
 
+error no_tokens() { return invalid("a sequence is added with at least 1 token, or with none said", 0, 1); }
+
+error none_in_flight(std::int64_t in_flight) { return invalid("at least 1 token is in flight", in_flight, 1); }
+
+error too_many_tokens(std::int64_t num_tokens, std::int64_t limit, std::int64_t index = error::none) {
+  return invalid("more tokens than max_tokens_per_sequence: shorten them, or build the cache for more", num_tokens, limit,
+                 index);
+}
+
+error no_sequence_left(std::int64_t limit) {
+  return {.code = errc::out_of_sequences,
+          .what = "all max_sequences sequences are in use: release one, or build the cache for more",
+          .limit = limit};
+}
+
 constexpr block_id not_found{-1};
 
 }  // namespace
@@ -77,16 +100,21 @@ kv_cache_config config_for(const pool_plan& plan, std::int32_t max_sequences, st
           .groups = {{.block_size = plan.layout().shape().block_size}},
           .has_null_block = plan.has_null_block(),
           .max_sequences = max_sequences,
-          .max_tokens_per_sequence = max_tokens_per_sequence};
+          .max_tokens_per_sequence = max_tokens_per_sequence,
+          .require_longest_fits = true};
 }
 
 kv_cache::kv_cache(const kv_cache_config& config)
     : config_(checked(config)),
-      key_span_(0),
+      key_span_(key_span_of(config)),
       alignment_(1),
       pool_(config.num_blocks, config.has_null_block, config.deferred_release),
+      links_per_row_(blocks_of(config.max_tokens_per_sequence, key_span_)),
       sequences_(config.max_sequences),
       free_sequences_(config.max_sequences),
+      chains_(config.prefix_sharing ? std::int64_t{config.max_sequences} * links_per_row_ : 1, rows_do_not_fit),
+      keys_(config.prefix_sharing ? std::int64_t{config.max_sequences} * links_per_row_ : 1, rows_do_not_fit),
+      looked_up_links_(config.prefix_sharing ? links_per_row_ : 0),
       query_starts_(config.max_sequences + 1),
       lengths_(config.max_sequences),
       slots_(most_slots(config), "the step's slots do not fit: lower num_blocks"),
@@ -97,7 +125,6 @@ kv_cache::kv_cache(const kv_cache_config& config)
   std::int32_t largest_block = 0;
   std::int32_t widest_row = 0;
   for (const group_config& given : config.groups) {
-    key_span_ = std::gcd(key_span_, given.block_size);
     // Past any length the exact multiple does not matter: no hit is that long.
     alignment_ = std::min(std::lcm(alignment_, std::int64_t{given.block_size}), int32_max);
     largest_block = std::max(largest_block, given.block_size);
@@ -110,16 +137,22 @@ kv_cache::kv_cache(const kv_cache_config& config)
     const std::size_t looked_up = config.prefix_sharing ? width : 0;
     groups_.push_back({.config = given,
                        .sink_blocks = blocks_of(given.sink_tokens, given.block_size),
-                       .keys_per_block = given.block_size / key_span_,
+                       .links_per_block = given.block_size / key_span_,
                        .table = block_table(config.max_sequences, width, given.block_size),
                        .rows = std::vector<row_state>(config.max_sequences),
-                       .identities = std::vector<block_identity>(looked_up),
                        .found = std::vector<block_id>(looked_up),
                        .run = std::vector<std::int32_t>(given.window > 0 ? looked_up : 0)});
   }
   if (config.prefix_sharing) {
-    index_ = std::make_unique<prefix_index>(pool_.num_blocks(), largest_block, largest_block / key_span_, config.hash_seed);
+    index_ = std::make_unique<prefix_index>(prefix_index_config{.num_blocks = pool_.num_blocks(),
+                                                                .block_size = largest_block,
+                                                                .key_span = key_span_,
+                                                                .keeps_copies = !config.merge_duplicates,
+                                                                .keeps_heads = largest_block > key_span_,
+                                                                .max_superseded = config.num_blocks + config.max_sequences,
+                                                                .seed = config.hash_seed});
   }
+  tainted_.reserve(config.max_sequences);
   planned_.reserve(config.max_sequences * config.groups.size());
   copies_.reserve(config.max_sequences * config.groups.size());
   replaced_rows_.reserve(config.max_sequences);
@@ -131,16 +164,17 @@ kv_cache::kv_cache(const kv_cache_config& config)
   for (std::size_t i = 0; i < free_sequences_.size(); ++i) {
     free_sequences_[i] = static_cast<std::uint32_t>(free_sequences_.size() - 1 - i);
   }
+  if (config.require_longest_fits) {
+    require(can_ever_fit(config.max_tokens_per_sequence, 1),
+            "the pool cannot hold one sequence of max_tokens_per_sequence: lower that, or give it as many blocks as it needs",
+            blocks_from_nothing(config.max_tokens_per_sequence, 1), pool_.usable_blocks());
+  }
 }
 
 // ---- sequences come and go
 
 result<sequence_handle> kv_cache::add() noexcept {
-  if (free_sequences_.empty()) {
-    return error{.code = errc::out_of_sequences,
-                 .what = "all max_sequences sequences are in use: release one, or build the cache for more",
-                 .limit = config_.max_sequences};
-  }
+  if (free_sequences_.empty()) return no_sequence_left(config_.max_sequences);
   const std::uint32_t row = free_sequences_.back();
   free_sequences_.pop_back();
   sequences_[row] = {.generation = sequences_[row].generation + 1, .publishes = index_ != nullptr};
@@ -151,27 +185,27 @@ result<sequence_handle> kv_cache::add() noexcept {
 
 result<added_sequence> kv_cache::add(const sequence_tokens& content) noexcept {
   if (status sound = check_content(content); !sound) return sound.error();
-  if (content.tokens.empty()) return invalid("a sequence is added with at least 1 token, or with none said", 0, 1);
+  if (content.tokens.empty()) return no_tokens();
   const result<sequence_handle> added = add();
   if (!added) return added.error();
 
   const std::uint32_t row = added->index;
-  const std::int32_t hit = look_up(content);
+  const std::int32_t hit = index_ ? look_up(content, chain_of(static_cast<std::int32_t>(row))) : 0;
   sequence_state& sequence = sequences_[row];
+  remember_keys(row, content);
+  sequence.num_prompt_links = static_cast<std::int32_t>(content.tokens.size()) / key_span_;
+  sequence.num_links = hit / key_span_;
   sequence.length = sequence.computed = hit;
   sequence.has_name_space = true;
   sequence.name_space = content.name_space;
   counts_.live_tokens += hit;
   counts_.tokens_hit += hit;
   counts_.tokens_looked_up += static_cast<std::int64_t>(content.tokens.size());
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    group& in = groups_[g];
+  for (group& in : groups_) {
     row_state& state = in.rows[row];
     const std::int32_t blocks = hit / in.config.block_size;
     state.num_blocks = state.num_published = blocks;
     state.first_live = first_live(in, hit);
-    state.parent = blocks > 0 ? in.identities[blocks - 1]
-                              : (index_ ? index_->root(static_cast<std::int32_t>(g), content.name_space) : block_identity{});
     const std::span<block_id> entries = in.table.row(static_cast<std::int32_t>(row));
     if (in.config.window > 0) std::fill_n(entries.begin(), blocks, null_block);
     for_each_hit(in, hit, [&](std::int32_t logical, block_id block) {
@@ -195,12 +229,16 @@ result<sequence_handle> kv_cache::fork(sequence_handle parent) noexcept {
   sequences_[added->index].generation = generation;
   sequences_[added->index].last_named = 0;
   counts_.live_tokens += original.length;
+  const auto parent_row = static_cast<std::int32_t>(parent.index);
+  const auto child_row = static_cast<std::int32_t>(added->index);
+  if (index_) std::copy_n(chain_of(parent_row), original.num_links, chain_of(child_row));
+  if (original.has_keys) std::copy_n(keys_of(parent_row), num_keys_said(original), keys_of(child_row));
   for (group& in : groups_) {
     row_state& from = in.rows[parent.index];
     from.tail_is_private = false;
     in.rows[added->index] = from;
-    const std::span<block_id> source = in.table.row(static_cast<std::int32_t>(parent.index)).first(from.num_blocks);
-    std::copy(source.begin(), source.end(), in.table.row(static_cast<std::int32_t>(added->index)).begin());
+    const std::span<block_id> source = in.table.row(parent_row).first(from.num_blocks);
+    std::copy(source.begin(), source.end(), in.table.row(child_row).begin());
     for (const block_id block : source) {
       if (in.config.window > 0 && block == null_block) continue;
       [[maybe_unused]] const status shared = pool_.share(block);
@@ -244,19 +282,29 @@ void kv_cache::release_row(group& in, std::int32_t row, std::int32_t first, evic
 }
 
 void kv_cache::release_blocks(std::span<const block_id> blocks, eviction_priority priority) noexcept {
-  if (index_ && index_->num_unfindable() > 0) {
-    // Content that only this sequence kept: found from now on if nothing else holds the same, otherwise nothing worth keeping.
+  if (index_ && index_->num_copies() + index_->num_withdrawn() > 0) {
     for (const block_id block : blocks) {
-      if (pool_.references(block) != 1 || !index_->has_content(block) || index_->is_indexed(block)) continue;
-      if (index_->promote(block)) {
-        pool_.set_findable(block, true);
-      } else {
-        index_->forget(block);
-      }
+      if (pool_.references(block) == 1 && has_content(block)) settle_content(block);
     }
   }
   [[maybe_unused]] const status released = pool_.release(blocks, priority);
   assert(released);
+}
+
+/// Before the last reference of a block goes: what nobody can find is nothing worth keeping, and of several copies one is kept,
+/// as young as the one released last.
+void kv_cache::settle_content(block_id block) noexcept {
+  if (index_->is_withdrawn(block)) index_->forget(block);
+  if (!index_->is_copy(block)) return;
+  const block_id original = index_->original_of(block);
+  if (pool_.references(original) == 0) {
+    index_->forget(original);
+    pool_.inherit_priority(index_->is_copy(block) ? index_->original_of(block) : block, original);
+    pool_.set_findable(original, false);
+  }
+  if (!index_->is_copy(block)) return;
+  index_->forget(block);
+  pool_.set_findable(block, false);
 }
 
 // ---- one step
@@ -292,19 +340,21 @@ result<block_need> kv_cache::plan_step(std::span<const step_entry> entries) noex
       if (num_tokens > row.tail_room) new_blocks += in.table.blocks_for(num_tokens - row.tail_room);
       if (row.tail_is_private || row.tail_room == 0) continue;
       const block_id tail = in.table.row(static_cast<std::int32_t>(handle.index))[row.num_blocks - 1];
-      if (pool_.references(tail) > 1) {
-        // Given up here already, so that the last of several sharers in one step finds itself alone and writes in place.
-        pool_.unshare(tail);
-        planned_.push_back({static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), tail});
-        ++new_blocks;
-      }
+      const bool is_last_holder = pool_.references(tail) == 1;
+      if (is_last_holder && !(row.tail_is_rewritten && pool_.is_read_in_flight(tail))) continue;
+      // Given up here already, so that the last of several sharers in one step finds itself alone and writes in place.
+      if (!is_last_holder) pool_.unshare(tail);
+      planned_.push_back({static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), tail, is_last_holder});
+      ++new_blocks;
     }
   }
   return block_need{.new_blocks = new_blocks};
 }
 
 void kv_cache::undo_planned_copies() noexcept {
-  for (const planned_copy& copy : planned_) (void)pool_.share(copy.source);
+  for (const planned_copy& copy : planned_) {
+    if (!copy.is_last_holder) (void)pool_.share(copy.source);
+  }
 }
 
 result<block_need> kv_cache::predict_step(std::span<const step_entry> entries) noexcept {
@@ -338,9 +388,18 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
     block_id& tail = in.table.row(copy.row)[row.num_blocks - 1];
     take({&tail, 1});
     row.tail_is_private = true;
+    row.tail_is_rewritten = false;
     row.next_slot = (static_cast<slot_t>(to_int(tail)) + 1) * in.config.block_size - row.tail_room;
     copies_.push_back({copy.source, tail});
     change_entry(copy.group, copy.row, row.num_blocks - 1, tail);
+  }
+  // The copies of this step are done before it writes; later steps must not write what they may still read.
+  for (const planned_copy& copy : planned_) {
+    if (copy.is_last_holder) {
+      release_blocks({&copy.source, 1}, eviction_priority::low);
+    } else {
+      pool_.note_reader(copy.source);
+    }
   }
 
   std::int32_t num_tokens = 0;
@@ -406,6 +465,7 @@ void kv_cache::make_tail_private(group& in, std::int32_t row_index) noexcept {
     pool_.set_findable(tail, false);
   }
   row.tail_is_private = true;
+  row.tail_is_rewritten = false;
 }
 
 /// Takes the blocks that `num_tokens` tokens behind a row's last block need.
@@ -462,8 +522,9 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
     }
     if (given > sequence.length)
       return invalid("more tokens than the sequence holds: step it first", given, sequence.length, index);
-    if (!content.extra_keys.empty()) {
+    if (!content.extra_keys.empty() || sequence.has_keys) {
       if (status sound = check_content(content, index); !sound) return sound;
+      if (status same = check_keys(handle.index, content, index); !same) return same;
     }
     if (sequence.has_name_space && sequence.name_space != content.name_space) {
       return invalid("the sequence has another namespace", static_cast<std::int64_t>(content.name_space),
@@ -487,7 +548,7 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
     if (last >= 0) index_->prefetch(groups_[g].table.row(static_cast<std::int32_t>(row))[last]);
   }
   for (const auto& [g, i] : looked_at_) {
-    if (!agrees(groups_[g], g, static_cast<std::int32_t>(entries[i].sequence.index), entries[i].content)) {
+    if (!agrees(groups_[g], static_cast<std::int32_t>(entries[i].sequence.index), entries[i].content)) {
       return invalid("the tokens contradict what was committed of these blocks: truncate the sequence first",
                      static_cast<std::int64_t>(entries[i].content.tokens.size()), error::none, i);
     }
@@ -498,10 +559,7 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
     if (g != last_group) publish_pending();
     last_group = g;
     const auto& [handle, content] = entries[i];
-    const std::int32_t full = groups_[g].table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
-    if (full > groups_[g].rows[handle.index].num_published && sequences[handle.index].publishes) {
-      publish(g, static_cast<std::int32_t>(handle.index), content);
-    }
+    if (sequences[handle.index].publishes) publish(g, static_cast<std::int32_t>(handle.index), content);
   }
   publish_pending();
   for (const auto& [handle, content] : entries) {
@@ -511,6 +569,7 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
       sequence.has_name_space = true;
       sequence.name_space = content.name_space;
     }
+    if (!content.extra_keys.empty() || sequence.has_keys) remember_keys(handle.index, content);
     if (has_windows_) leave_windows(static_cast<std::int32_t>(handle.index), computed);
     sequence.computed = computed;
   }
@@ -519,38 +578,24 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
 
 /// Whether content says the same as what is recorded of a row's blocks: of the last one it published, and of those it would
 /// publish where a fork of the sequence has done so already.
-bool kv_cache::agrees(const group& in, std::int32_t group_index, std::int32_t row,
-                      const sequence_tokens& content) const noexcept {
+bool kv_cache::agrees(const group& in, std::int32_t row, const sequence_tokens& content) noexcept {
   const row_state& state = in.rows[row];
   const std::int32_t size = in.config.block_size;
   const std::span<const block_id> entries = in.table.row(row);
-  const auto tokens_of = [&](std::int32_t k) { return content.tokens.subspan(static_cast<std::size_t>(k) * size, size); };
   if (const std::int32_t last = state.num_published - 1; last >= 0 && has_content(entries[last])) {
-    if (!std::ranges::equal(tokens_of(last), std::span(index_->tokens(entries[last]), size))) return false;
+    const auto said = content.tokens.subspan(static_cast<std::size_t>(last) * size, size);
+    if (!std::ranges::equal(said, std::span(index_->tokens(entries[last]), size))) return false;
   }
   const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
   std::int32_t recorded = full;  // the last block that a fork published
   while (recorded > state.num_published && !has_content(entries[recorded - 1])) --recorded;
-  if (recorded == state.num_published) return true;
-  block_identity identity = parent_of(in, group_index, row, content);
+  // What the sequence has not published is chained again by publish(): the links behind its own are scratch until then.
+  token_chain chain{chain_of(row), sequences_[row].num_links};
   for (std::int32_t k = state.num_published; k < recorded; ++k) {
-    identity = index_->chain(identity, tokens_of(k), keys_of(in, content, k));
-    if (has_content(entries[k]) && index_->identity(entries[k]) != identity) return false;
+    if (!has_content(entries[k])) continue;
+    if (index_->identity(entries[k]) != chain_to((k + 1) * in.links_per_block, chain, content)) return false;
   }
   return true;
-}
-
-/// The identity that the first block to be published follows.
-block_identity kv_cache::parent_of(const group& in, std::int32_t group_index, std::int32_t row,
-                                   const sequence_tokens& content) const noexcept {
-  const row_state& state = in.rows[row];
-  if (state.num_published > 0 && state.parent_known) return state.parent;
-  block_identity parent = index_->root(group_index, content.name_space);
-  const std::int32_t size = in.config.block_size;
-  for (std::int32_t k = 0; k < state.num_published; ++k) {
-    parent = index_->chain(parent, content.tokens.subspan(static_cast<std::size_t>(k) * size, size), keys_of(in, content, k));
-  }
-  return parent;
 }
 
 status kv_cache::commit(sequence_handle handle, std::int32_t num_tokens) noexcept {
@@ -571,43 +616,50 @@ status kv_cache::commit(sequence_handle handle, std::int32_t num_tokens) noexcep
 void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequence_tokens& content) noexcept {
   group& in = groups_[group_index];
   row_state& state = in.rows[row];
+  sequence_state& sequence = sequences_[row];
   const std::int32_t size = in.config.block_size;
-  const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
-  state.parent = parent_of(in, group_index, row, content);
-  state.parent_known = true;
+  const auto computed = static_cast<std::int32_t>(content.tokens.size());
+  const std::int32_t full = in.table.logical_block(std::min(computed, sequence.tainted_from));
+  if (full <= state.num_published) return;
+  token_chain chain{chain_of(row), sequence.num_links};
   const std::span<const block_id> entries = in.table.row(row);
   for (std::int32_t k = state.num_published; k < full; ++k) {
-    const auto tokens = content.tokens.subspan(static_cast<std::size_t>(k) * size, size);
-    state.parent = index_->chain(state.parent, tokens, keys_of(in, content, k));
-    index_->prefetch(state.parent, entries[k]);
+    const block_identity& identity = chain_to((k + 1) * in.links_per_block, chain, content);
+    index_->prefetch(group_index, identity, entries[k]);
     if (pending_.size() == most_pending) publish_pending();
-    pending_.push_back({group_index, row, k, state.parent, content.tokens.subspan(static_cast<std::size_t>(k) * size, size),
-                        content.name_space});
+    pending_.push_back({row,
+                        k,
+                        {.group = group_index,
+                         .identity = identity,
+                         .head = chain.links[k * in.links_per_block],
+                         .tokens = content.tokens.subspan(static_cast<std::size_t>(k) * size, size),
+                         .name_space = content.name_space}});
   }
+  sequence.num_links = chain.num_links;
   state.num_published = full;
 }
 
 /// Makes blocks findable, or replaces them by those that hold the same already.
 void kv_cache::publish_pending() noexcept {
-  for (const publication& next : pending_) {
-    sequence_state& sequence = sequences_[next.row];
+  for (const auto& [row, logical_block, content] : pending_) {
+    sequence_state& sequence = sequences_[row];
     if (!sequence.publishes) continue;
-    block_id& entry = groups_[next.group].table.row(next.row)[next.logical_block];
+    block_id& entry = groups_[content.group].table.row(row)[logical_block];
     if (has_content(entry)) {
       // A fork has published it: in an earlier call, which said the same, or in this one, which may not have.
-      sequence.publishes = index_->identity(entry) == next.identity;
+      sequence.publishes = index_->identity(entry) == content.identity;
       continue;
     }
-    const block_id same = index_->find(next.identity, next.tokens);
+    const block_id same = index_->find(content.group, content.identity, content.tokens);
     if (same != not_found && config_.merge_duplicates) {
       (void)pool_.share(same);
       (void)pool_.release({&entry, 1});
       entry = same;
-      change_entry(next.group, next.row, next.logical_block, same);
+      change_entry(content.group, row, logical_block, same);
       ++counts_.blocks_merged;
     } else {
-      index_->insert(entry, next.identity, next.tokens, next.name_space, same == not_found);
-      pool_.set_findable(entry, same == not_found);
+      index_->insert(entry, content, same);
+      pool_.set_findable(entry, true);
     }
   }
   pending_.clear();
@@ -658,16 +710,17 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
     if (state.tail_room > 0) {
       state.next_slot = (static_cast<slot_t>(to_int(in.table.row(row)[kept - 1])) + 1) * in.config.block_size - state.tail_room;
       state.tail_is_private = false;
+      state.tail_is_rewritten = state.tail_is_rewritten || num_tokens < sequence.length;
     }
-    if (const std::int32_t full = in.table.logical_block(num_tokens); full < state.num_published) {
-      state.num_published = full;
-      state.parent_known = false;
-    }
+    state.num_published = std::min(state.num_published, in.table.logical_block(num_tokens));
     state.first_live = std::min(state.first_live, first_live(in, num_tokens));
   }
   counts_.live_tokens -= sequence.length - num_tokens;
   sequence.length = num_tokens;
   sequence.computed = std::min(sequence.computed, num_tokens);
+  sequence.num_links = std::min(sequence.num_links, num_tokens / key_span_);
+  sequence.num_prompt_links = std::min(sequence.num_prompt_links, num_tokens / key_span_);
+  if (num_tokens <= sequence.tainted_from) sequence.tainted_from = no_taint;
   return {};
 }
 
@@ -676,7 +729,7 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
 status kv_cache::check_content(const sequence_tokens& content, std::int64_t index) const noexcept {
   const auto num_tokens = static_cast<std::int64_t>(content.tokens.size());
   if (num_tokens > config_.max_tokens_per_sequence) {
-    return invalid("more tokens than max_tokens_per_sequence", num_tokens, config_.max_tokens_per_sequence, index);
+    return too_many_tokens(num_tokens, config_.max_tokens_per_sequence, index);
   }
   const std::int64_t keys = (num_tokens + key_span_ - 1) / key_span_;
   if (!content.extra_keys.empty() && static_cast<std::int64_t>(content.extra_keys.size()) != keys) {
@@ -686,10 +739,48 @@ status kv_cache::check_content(const sequence_tokens& content, std::int64_t inde
   return {};
 }
 
-std::span<const std::uint64_t> kv_cache::keys_of(const group& in, const sequence_tokens& content,
-                                                 std::int32_t block) const noexcept {
-  if (content.extra_keys.empty()) return {};
-  return content.extra_keys.subspan(static_cast<std::size_t>(block) * in.keys_per_block, in.keys_per_block);
+const block_identity& kv_cache::chain_to(std::int32_t num_links, token_chain& chain,
+                                         const sequence_tokens& content) const noexcept {
+  for (std::int32_t& k = chain.num_links; k < num_links; ++k) {
+    const auto tokens = content.tokens.subspan(static_cast<std::size_t>(k) * key_span_, key_span_);
+    const std::uint64_t key = content.extra_keys.empty() ? 0 : content.extra_keys[k];
+    chain.links[k] = index_->chain(k > 0 ? chain.links[k - 1] : index_->root(content.name_space), tokens, key);
+  }
+  return chain.links[num_links - 1];
+}
+
+/// Whether content says the same keys as earlier calls, of links that were full then.
+status kv_cache::check_keys(std::uint32_t row, const sequence_tokens& content, std::int64_t index) const noexcept {
+  const sequence_state& sequence = sequences_[row];
+  if (!index_ || !sequence.publishes) return {};
+  const auto given = static_cast<std::int32_t>(content.tokens.size()) / key_span_;
+  const std::uint64_t* const said = &keys_[std::int64_t{row} * links_per_row_];
+  for (std::int32_t k = 0; k < std::min(given, num_keys_said(sequence)); ++k) {
+    const std::uint64_t now = content.extra_keys.empty() ? 0 : content.extra_keys[k];
+    const std::uint64_t before = sequence.has_keys ? said[k] : 0;
+    if (now == before) continue;
+    return invalid(
+        "an extra key is another than was said before of the same tokens: say the same keys in every call, or truncate "
+        "the sequence first",
+        static_cast<std::int64_t>(now), static_cast<std::int64_t>(before), index);
+  }
+  return {};
+}
+
+/// Before `computed` advances: the keys of links that no call has said.
+void kv_cache::remember_keys(std::uint32_t row, const sequence_tokens& content) noexcept {
+  sequence_state& sequence = sequences_[row];
+  if (!index_) return;
+  const std::span<const std::uint64_t> keys = content.extra_keys;
+  const std::int32_t first = num_keys_said(sequence);
+  const std::int32_t last = static_cast<std::int32_t>(content.tokens.size()) / key_span_;
+  std::uint64_t* const said = keys_of(static_cast<std::int32_t>(row));
+  if (!sequence.has_keys) {
+    if (std::all_of(keys.begin(), keys.end(), [](std::uint64_t key) { return key == 0; })) return;
+    std::fill_n(said, first, 0);
+    sequence.has_keys = true;
+  }
+  for (std::int32_t k = first; k < last; ++k) said[k] = keys.empty() ? 0 : keys[k];
 }
 
 /// The first block that the token behind `computed` ones sees, sinks aside.
@@ -700,29 +791,29 @@ std::int32_t kv_cache::first_live(const group& in, std::int32_t computed) const 
 /// Looks up the first `wanted` blocks of a group, with `up_to_a_miss` none behind the first that is not found; returns how many
 /// were looked up, the miss left out. A block is hashed, its entry's line is fetched; some blocks later its record's lines are,
 /// and some later again it is compared: hashing and memory overlap.
-std::int32_t kv_cache::look_up_blocks(std::int32_t group_index, const sequence_tokens& content, std::int32_t wanted,
-                                      bool up_to_a_miss) const noexcept {
+std::int32_t kv_cache::look_up_blocks(std::int32_t group_index, const sequence_tokens& content, token_chain& chain,
+                                      std::int32_t wanted, bool up_to_a_miss) const noexcept {
   constexpr std::int32_t distance = 16;
   group& in = groups_[group_index];
   const std::int32_t size = in.config.block_size;
-  const auto tokens_of = [&](std::int32_t k) { return content.tokens.subspan(static_cast<std::size_t>(k) * size, size); };
-  block_identity parent = index_->root(group_index, content.name_space);
+  const auto identity_of = [&](std::int32_t k) -> const block_identity& {
+    return chain.links[(k + 1) * in.links_per_block - 1];
+  };
   for (std::int32_t k = 0; k < wanted + 2 * distance; ++k) {
-    if (k < wanted) {
-      parent = in.identities[k] = index_->chain(parent, tokens_of(k), keys_of(in, content, k));
-      index_->prefetch(parent);
-    }
-    if (k >= distance && k - distance < wanted) index_->prefetch_record(in.identities[k - distance]);
+    if (k < wanted) index_->prefetch(group_index, chain_to((k + 1) * in.links_per_block, chain, content));
+    if (k >= distance && k - distance < wanted) index_->prefetch_record(group_index, identity_of(k - distance));
     if (const std::int32_t compared = k - 2 * distance; compared >= 0) {
-      in.found[compared] = index_->find(in.identities[compared], tokens_of(compared));
+      const auto tokens = content.tokens.subspan(static_cast<std::size_t>(compared) * size, size);
+      in.found[compared] = index_->find(group_index, identity_of(compared), tokens);
       if (up_to_a_miss && in.found[compared] == not_found) return compared;
     }
   }
   return wanted;
 }
 
-std::int32_t kv_cache::look_up(const sequence_tokens& content) const noexcept {
+std::int32_t kv_cache::look_up(const sequence_tokens& content, block_identity* links) const noexcept {
   if (!index_) return 0;
+  token_chain chain{links, 0};
   const std::int64_t step = alignment_;
   std::int64_t hit = (static_cast<std::int64_t>(content.tokens.size()) - 1) / step * step;
   // Full attention, from the left: nothing behind the first miss can be used.
@@ -730,7 +821,7 @@ std::int32_t kv_cache::look_up(const sequence_tokens& content) const noexcept {
     const std::int32_t size = groups_[g].config.block_size;
     if (groups_[g].config.window > 0) continue;
     const std::int32_t found =
-        look_up_blocks(static_cast<std::int32_t>(g), content, static_cast<std::int32_t>(hit / size), true);
+        look_up_blocks(static_cast<std::int32_t>(g), content, chain, static_cast<std::int32_t>(hit / size), true);
     hit = std::int64_t{found} * size / step * step;
   }
   // Windows need their last blocks and their sinks; which end is the longest that all have shows from the right.
@@ -738,7 +829,7 @@ std::int32_t kv_cache::look_up(const sequence_tokens& content) const noexcept {
     group& in = groups_[g];
     if (in.config.window == 0) continue;
     const auto wanted = static_cast<std::int32_t>(hit / in.config.block_size);
-    look_up_blocks(static_cast<std::int32_t>(g), content, wanted, false);
+    look_up_blocks(static_cast<std::int32_t>(g), content, chain, wanted, false);
     for (std::int32_t k = 0; k < wanted; ++k) {
       in.run[k] = in.found[k] == not_found ? 0 : (k > 0 ? in.run[k - 1] : 0) + 1;
     }
@@ -767,7 +858,7 @@ void kv_cache::for_each_hit(const group& in, std::int32_t num_tokens, Use use) c
   for (std::int32_t k = live; k < blocks; ++k) use(k, in.found[k]);
 }
 
-status kv_cache::evict(std::span<const block_id> blocks) noexcept {
+status kv_cache::check_blocks(std::span<const block_id> blocks) const noexcept {
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     if (!pool_.is_usable(blocks[i])) {
       return error{.code = errc::invalid_block,
@@ -776,10 +867,88 @@ status kv_cache::evict(std::span<const block_id> blocks) noexcept {
                    .index = static_cast<std::int64_t>(i)};
     }
   }
+  return {};
+}
+
+status kv_cache::evict(std::span<const block_id> blocks) noexcept {
+  if (status sound = check_blocks(blocks); !sound) return sound;
   if (index_) {
     for (const block_id block : blocks) withdraw(block);
   }
   return {};
+}
+
+// What is wrong is named by identities, the same in all groups: that of the tokens up to the first ones in a bad block. Once it
+// is superseded nothing chained before is reached again, and what is chained from now on follows another identity. Who was
+// computed from it is seen by its own chain, wherever its blocks are; who holds a block that nobody has published, by its
+// table.
+result<std::span<const tainted_sequence>> kv_cache::invalidate(std::span<const block_id> blocks) noexcept {
+  if (status sound = check_blocks(blocks); !sound) return sound.error();
+  if (index_ &&
+      index_->num_superseded() + std::min<std::int64_t>(std::ssize(blocks), config_.num_blocks) > config_.num_blocks) {
+    reset();
+  }
+  const std::uint64_t earlier = index_ ? index_->num_supersede_calls() : 0;
+  const std::uint32_t is_bad = take_marks(1);
+  for (const block_id block : blocks) {
+    seen_[to_int(block)] = is_bad;
+    if (!index_ || !index_->has_content(block)) continue;
+    index_->supersede(index_->head(block));
+    withdraw(block);
+  }
+  const std::uint64_t this_call = ++num_calls_;
+  const auto num_rows = static_cast<std::int32_t>(sequences_.size());
+  for (std::int32_t row = 0; row < num_rows; ++row) {
+    sequence_state& sequence = sequences_[row];
+    std::int32_t first_token = no_taint;
+    for (const group& in : groups_) {
+      const std::span<const block_id> entries = in.table.row(row).first(in.rows[row].num_blocks);
+      const auto bad =
+          std::find_if(entries.begin(), entries.end(), [&](block_id block) { return seen_[to_int(block)] == is_bad; });
+      if (bad == entries.end()) continue;
+      first_token = std::min(first_token, static_cast<std::int32_t>(bad - entries.begin()) * in.config.block_size);
+    }
+    if (first_token == no_taint) continue;
+    sequence.last_named = this_call;
+    sequence.tainted_from = std::min(sequence.tainted_from, first_token);
+    // In a group with smaller blocks it may have published a part of what lies in the bad one.
+    if (const std::int32_t link = first_token / key_span_; link < sequence.num_links) index_->supersede(chain_of(row)[link]);
+  }
+  tainted_.clear();
+  for (std::int32_t row = 0; row < num_rows; ++row) {
+    sequence_state& sequence = sequences_[row];
+    const block_identity* const links = sequence.num_links > 0 ? chain_of(row) : nullptr;
+    const block_identity* const end = links + sequence.num_links;
+    const block_identity* const bad =
+        std::find_if(links, end, [&](const block_identity& link) { return index_->is_superseded(link, earlier); });
+    if (bad == end && sequence.last_named != this_call) continue;
+    if (bad != end) {
+      sequence.tainted_from = std::min(sequence.tainted_from, static_cast<std::int32_t>(bad - links) * key_span_);
+    }
+    withdraw_from(row, sequence.tainted_from);
+    tainted_.push_back({{static_cast<std::uint32_t>(row), sequence.generation}, sequence.tainted_from});
+  }
+  return std::span<const tainted_sequence>(tainted_);
+}
+
+/// Makes the blocks of a sequence that hold tokens from `first_token` on impossible to find.
+void kv_cache::withdraw_from(std::int32_t row, std::int32_t first_token) noexcept {
+  if (!index_) return;
+  for (const group& in : groups_) {
+    const std::span<const block_id> entries = in.table.row(row).first(in.rows[row].num_blocks);
+    for (std::size_t k = first_token / in.config.block_size; k < entries.size(); ++k) {
+      if (pool_.is_usable(entries[k])) withdraw(entries[k]);
+    }
+  }
+}
+
+/// Marks for blocks in seen_, greater than all that were used before.
+std::uint32_t kv_cache::take_marks(std::uint32_t count) const noexcept {
+  if (next_mark_ > std::numeric_limits<std::uint32_t>::max() - count) {
+    std::fill(seen_.begin(), seen_.end(), 0);
+    next_mark_ = 1;
+  }
+  return std::exchange(next_mark_, next_mark_ + count);
 }
 
 /// Makes a block impossible to find. A sequence that has it keeps it.
@@ -798,6 +967,7 @@ void kv_cache::reset(std::uint64_t name_space) noexcept { withdraw_all(&name_spa
 
 void kv_cache::withdraw_all(const std::uint64_t* name_space) noexcept {
   if (!index_) return;
+  if (name_space == nullptr) index_->forget_superseded();
   for (std::int32_t id = config_.has_null_block ? 1 : 0; id < pool_.num_blocks(); ++id) {
     const block_id block{id};
     if (index_->has_content(block) && (name_space == nullptr || index_->name_space(block) == *name_space)) withdraw(block);
@@ -810,25 +980,38 @@ void kv_cache::withdraw_all(const std::uint64_t* name_space) noexcept {
 
 // ---- what fits
 
-kv_cache::growth kv_cache::growth_of(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
-                                     std::int32_t in_flight) const noexcept {
+kv_cache::growth kv_cache::growth_of(const group& in, std::int64_t num_tokens, std::int32_t in_flight, std::int64_t length,
+                                     std::int64_t computed, std::int32_t entries, std::int32_t own) const noexcept {
   const std::int64_t size = in.config.block_size;
+  const std::int64_t window = in.config.window;
   growth grows{.missing = (num_tokens + size - 1) / size - entries};
-  if (in.config.window > 0) {
-    const std::int64_t visible = std::int64_t{in.config.window} - 1 + in_flight;
-    grows.most_in_window = (visible + size - 1) / size + 1 + in.sink_blocks - own;
-  }
+  if (window == 0) return grows;
+  // With `done` tokens computed: up to the last one that may be scheduled, less what left the window.
+  const auto blocks_at = [&](std::int64_t done) {
+    const std::int64_t scheduled = std::min(std::max(length, done + in_flight), num_tokens);
+    const std::int64_t left = std::max<std::int64_t>(0, done - window + 1) / size;
+    return (scheduled + size - 1) / size - std::max<std::int64_t>(0, left - in.sink_blocks);
+  };
+  // They are most where the next token leaves a block behind, from the first on that is no sink; where growth begins; or where
+  // it ends, as all that is to come is scheduled.
+  const std::int64_t last = std::max(computed, num_tokens - in_flight);
+  std::int64_t fullest = std::max({computed, length - in_flight, window - 2 + (in.sink_blocks + 1) * size});
+  fullest += size - 1 - (fullest - window + 1) % size;
+  grows.most_in_window = std::max({blocks_at(computed), blocks_at(last), blocks_at(std::min(fullest, last))}) - own;
   return grows;
+}
+
+std::int64_t kv_cache::blocks_from_nothing(std::int64_t num_tokens, std::int32_t in_flight) const noexcept {
+  std::int64_t needed = 0;
+  for (const group& in : groups_) needed += growth_of(in, num_tokens, in_flight).new_blocks();
+  return needed;
 }
 
 result<kv_cache::add_prediction> kv_cache::predict_add(const sequence_tokens& content) const noexcept {
   if (status sound = check_content(content); !sound) return sound.error();
-  if (content.tokens.empty()) return invalid("a sequence is added with at least 1 token, or with none said", 0, 1);
-  if (free_sequences_.empty()) {
-    return error{
-        .code = errc::out_of_sequences, .what = "all max_sequences sequences are in use", .limit = config_.max_sequences};
-  }
-  const std::int32_t hit = look_up(content);
+  if (content.tokens.empty()) return no_tokens();
+  if (free_sequences_.empty()) return no_sequence_left(config_.max_sequences);
+  const std::int32_t hit = look_up(content, looked_up_links_.data());
   std::int64_t revived = 0;
   for (const group& in : groups_) {
     for_each_hit(in, hit, [&](std::int32_t, block_id block) { revived += pool_.is_cached(block); });
@@ -841,19 +1024,21 @@ result<block_need> kv_cache::blocks_to_completion(sequence_handle handle, std::i
   if (!is_live(handle)) return stale();
   const std::int32_t length = sequences_[handle.index].length;
   if (num_tokens < length) return invalid("a sequence completes at no fewer tokens than it holds", num_tokens, length);
-  if (in_flight < 1) return invalid("at least 1 token is in flight", in_flight, 1);
+  if (in_flight < 1) return none_in_flight(in_flight);
   block_need need;
   for (const group& in : groups_) {
     const row_state& row = in.rows[handle.index];
     const auto blocks = in.table.row(static_cast<std::int32_t>(handle.index)).first(row.num_blocks);
-    const bool copies = num_tokens > length && row.tail_room > 0 && !row.tail_is_private && pool_.references(blocks.back()) > 1;
+    const bool copies =
+        num_tokens > length && row.tail_room > 0 && !row.tail_is_private &&
+        (pool_.references(blocks.back()) > 1 || (row.tail_is_rewritten && pool_.is_read_in_flight(blocks.back())));
     const std::int32_t kept = row.num_blocks - copies;
     std::int32_t own = 0;
     if (in.config.window > 0) {
       own = std::min({in.sink_blocks, row.first_live, kept});
       for (std::int32_t k = row.first_live; k < kept; ++k) own += k < in.sink_blocks || pool_.references(blocks[k]) == 1;
     }
-    need.new_blocks += growth_of(in, num_tokens, kept, own, in_flight).new_blocks();
+    need.new_blocks += growth_of(in, num_tokens, in_flight, length, sequences_[handle.index].computed, kept, own).new_blocks();
   }
   return need;
 }
@@ -863,31 +1048,29 @@ bool kv_cache::can_fit_now(const sequence_tokens& content, std::int32_t in_fligh
 }
 
 bool kv_cache::can_fit_now(std::int32_t num_tokens, std::int32_t in_flight) const noexcept {
-  if (free_sequences_.empty() || !can_ever_fit(num_tokens, in_flight)) return false;
-  std::int64_t needed = 0;
-  for (const group& in : groups_) needed += growth_of(in, num_tokens, 0, 0, in_flight).new_blocks();
-  const bool idle = free_sequences_.size() == sequences_.size();
-  return pool_.available_blocks() - needed >= (idle ? 0 : config_.watermark_blocks);
+  return when_fits(num_tokens, in_flight).when == admission::time::now;
 }
 
 std::int32_t kv_cache::how_many_fit(std::span<const sequence_tokens> requests, std::int32_t in_flight) const noexcept {
+  return fit(requests, in_flight).num_requests;
+}
+
+kv_cache::fitting kv_cache::fit(std::span<const sequence_tokens> requests, std::int32_t in_flight) const noexcept {
   // Of a block that nobody references yet, seen_ says whose it would be: first + i for request i alone, first + max_sequences
   // for several.
   const auto several = static_cast<std::uint32_t>(config_.max_sequences);
-  if (next_mark_ > std::numeric_limits<std::uint32_t>::max() - several - 1) {
-    std::fill(seen_.begin(), seen_.end(), 0);
-    next_mark_ = 1;
-  }
-  const std::uint32_t first = std::exchange(next_mark_, next_mark_ + several + 1);
+  const std::uint32_t first = take_marks(several + 1);
   const std::size_t num_groups = groups_.size();
 
-  std::int64_t available = pool_.available_blocks();
+  fitting fits{.available = pool_.available_blocks()};
   std::size_t rows = free_sequences_.size();
-  bool idle = rows == sequences_.size();
-  std::int32_t fitting = 0;
+  std::int64_t kept = watermark();
   for (const sequence_tokens& content : requests) {
-    if (rows-- == 0 || in_flight < 1 || content.tokens.empty() || !check_content(content)) break;
-    const std::int32_t hit = look_up(content);
+    if (in_flight < 1 || content.tokens.empty() || !check_content(content)) break;
+    if (rows == 0 && fits.num_requests > 0) break;
+    std::int64_t available = fits.available;
+    fits.held_hits = 0;
+    const std::int32_t hit = look_up(content, looked_up_links_.data());
     for (std::size_t g = 0; g < num_groups; ++g) {
       const group& in = groups_[g];
       std::int32_t own = 0;
@@ -897,8 +1080,9 @@ std::int32_t kv_cache::how_many_fit(std::span<const sequence_tokens> requests, s
         if (pool_.references(block) > 0) return;
         std::uint32_t& owner = seen_[to_int(block)];
         if (owner < first) {
-          owner = first + static_cast<std::uint32_t>(fitting);
+          owner = first + static_cast<std::uint32_t>(fits.num_requests);
           available -= pool_.is_cached(block);
+          fits.held_hits += pool_.is_held(block);
           own += !is_sink;
         } else if (owner < first + several && !is_sink) {
           // An earlier request loses it: when it leaves that one's window, this one still has it.
@@ -909,22 +1093,72 @@ std::int32_t kv_cache::how_many_fit(std::span<const sequence_tokens> requests, s
           owner = first + several;
         }
       });
-      growth& grows = growths_[static_cast<std::size_t>(fitting) * num_groups + g];
-      grows = growth_of(in, static_cast<std::int64_t>(content.tokens.size()), in.table.logical_block(hit), own, in_flight);
+      growth& grows = growths_[static_cast<std::size_t>(fits.num_requests) * num_groups + g];
+      grows = growth_of(in, static_cast<std::int64_t>(content.tokens.size()), in_flight, hit, hit, in.table.logical_block(hit),
+                        own);
       available -= grows.new_blocks();
     }
-    if (available < (idle ? 0 : config_.watermark_blocks)) break;
-    idle = false;
-    ++fitting;
+    fits.needed = fits.available - available + kept;
+    if (rows == 0 || available < kept) break;
+    --rows;
+    fits.available = available;
+    kept = config_.watermark_blocks;
+    ++fits.num_requests;
   }
-  return fitting;
+  return fits;
 }
 
 bool kv_cache::can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight) const noexcept {
-  if (num_tokens < 1 || num_tokens > config_.max_tokens_per_sequence || in_flight < 1) return false;
-  std::int64_t needed = 0;
-  for (const group& in : groups_) needed += growth_of(in, num_tokens, 0, 0, in_flight).new_blocks();
-  return needed <= pool_.usable_blocks();
+  return check_ever_fits(num_tokens, in_flight).has_value();
+}
+
+status kv_cache::check_ever_fits(std::int64_t num_tokens, std::int32_t in_flight) const noexcept {
+  if (in_flight < 1) return none_in_flight(in_flight);
+  if (num_tokens < 1) return no_tokens();
+  if (num_tokens > config_.max_tokens_per_sequence) return too_many_tokens(num_tokens, config_.max_tokens_per_sequence);
+  if (const std::int64_t needed = blocks_from_nothing(num_tokens, in_flight); needed > pool_.usable_blocks()) {
+    return error{.code = errc::out_of_blocks,
+                 .what = "the whole pool is too small for so many tokens: refuse them, or give the pool more blocks",
+                 .value = needed,
+                 .limit = pool_.usable_blocks()};
+  }
+  return {};
+}
+
+admission kv_cache::when_fits(const sequence_tokens& content, std::int32_t in_flight) const noexcept {
+  if (status sound = check_content(content); !sound) return {.when = admission::time::never, .why = sound.error()};
+  const fitting fits = fit({&content, 1}, in_flight);
+  if (status ever = check_ever_fits(std::ssize(content.tokens), in_flight); !ever && fits.num_requests == 0) {
+    return {.when = admission::time::never, .why = ever.error()};
+  }
+  return admit(fits.needed, fits.held_hits);
+}
+
+admission kv_cache::when_fits(std::int64_t num_tokens, std::int32_t in_flight) const noexcept {
+  if (status ever = check_ever_fits(num_tokens, in_flight); !ever) {
+    return {.when = admission::time::never, .why = ever.error()};
+  }
+  return admit(blocks_from_nothing(num_tokens, in_flight) + watermark(), 0);
+}
+
+/// The answer for a request that is sound, with the watermark in what it needs.
+admission kv_cache::admit(std::int64_t needed, std::int64_t held_hits) const noexcept {
+  admission answer{.missing_blocks = std::max<std::int64_t>(0, needed - pool_.available_blocks()),
+                   .held_blocks = pool_.held_blocks() - held_hits};
+  if (free_sequences_.empty()) {
+    answer.when = admission::time::after_release;
+    answer.why = no_sequence_left(config_.max_sequences);
+  } else if (answer.missing_blocks > 0) {
+    answer.when = answer.missing_blocks <= answer.held_blocks ? admission::time::after_retire : admission::time::after_release;
+    answer.why = {.code = errc::out_of_blocks,
+                  .what = "too few blocks for the request, the watermark included: retire what is held, or let sequences end",
+                  .value = needed,
+                  .limit = pool_.available_blocks(),
+                  .held = pool_.held_blocks()};
+  }
+  // The watermark counts as 0 once no sequence lives.
+  answer.blocks_to_release = std::clamp<std::int64_t>(answer.missing_blocks - answer.held_blocks, 0, pool_.referenced_blocks());
+  return answer;
 }
 
 // ---- what is there

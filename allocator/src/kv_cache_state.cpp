@@ -138,6 +138,7 @@ status kv_cache::validate() const {
     }
   }
   std::int32_t indexed = 0;
+  std::int32_t copies = 0;
   for (std::int32_t id = 0; id < pool_.num_blocks(); ++id) {
     const block_id block{id};
     if (pool_.references(block) != entries[id]) {
@@ -145,18 +146,21 @@ status kv_cache::validate() const {
     }
     const bool is_indexed = index_ && index_->is_indexed(block);
     indexed += is_indexed;
-    if (pool_.is_findable(block) != is_indexed)
-      return broken("findable = indexed does not hold for a block", pool_.is_findable(block), is_indexed, id);
-    if (is_indexed && index_->find(index_->identity(block),
-                                   {index_->tokens(block), static_cast<std::size_t>(index_->num_tokens(block))}) != block) {
-      return broken("an indexed block is not found by its content", id, indexed, id);
-    }
+    const bool is_findable = is_indexed || (index_ && index_->is_copy(block));
+    copies += is_findable && !is_indexed;
+    if (pool_.is_findable(block) != is_findable)
+      return broken("findable = indexed or a copy does not hold for a block", pool_.is_findable(block), is_findable, id);
+    const block_id original = is_findable ? index_->original_of(block) : block;
+    if (is_findable && (is_indexed ? original != block : original == block_id{-1} || original == block))
+      return broken("a block is not found by its content, nor is one that holds the same", id, to_int(original), id);
     if (index_ && index_->has_content(block) && !is_indexed && pool_.references(block) == 0) {
       return broken("a block keeps content that nobody can use", id, 0, id);
     }
   }
   if (index_ && indexed != index_->num_indexed())
     return broken("the indexed blocks are miscounted", index_->num_indexed(), indexed, error::none);
+  if (index_ && copies != index_->num_copies())
+    return broken("the copies are miscounted", index_->num_copies(), copies, error::none);
   if (live_tokens != counts_.live_tokens)
     return broken("live tokens are not the sum of lengths", counts_.live_tokens, live_tokens, error::none);
   if (live_sequences + free_sequences_.size() != sequences_.size()) {

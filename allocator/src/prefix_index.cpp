@@ -21,84 +21,136 @@ std::uint64_t random_seed() {
 }
 
 constexpr block_id not_found{-1};
+constexpr const char* does_not_fit = "the prefix index does not fit: lower num_blocks";
 
-}  // namespace
-
-prefix_index::prefix_index(std::int32_t num_blocks, std::int32_t block_size, std::int32_t keys_per_block,
-                           std::optional<std::uint64_t> seed)
-    : num_blocks_(num_blocks),
-      stride_((static_cast<std::int64_t>(sizeof(record)) + 4 * std::int64_t{block_size} + 15) / 16 * 16),
-      mask_(static_cast<std::uint32_t>(std::bit_ceil(2 * static_cast<std::uint64_t>(num_blocks)) - 1)),
-      records_(num_blocks * stride_, "the prefix index does not fit: lower num_blocks", page_wish::huge),
-      table_(static_cast<std::int64_t>(mask_) + 1, "the prefix index does not fit: lower num_blocks", page_wish::huge),
-      secret_(XXH3_SECRET_DEFAULT_SIZE),
-      message_(sizeof(block_identity) + 4 * static_cast<std::size_t>(block_size) +
-               8 * static_cast<std::size_t>(keys_per_block)) {
-  XXH3_generateSecret_fromSeed(secret_.data(), seed ? *seed : random_seed());
-}
-
-block_identity prefix_index::root(std::int32_t group, std::uint64_t name_space) const noexcept {
-  const std::uint64_t message[] = {name_space, static_cast<std::uint64_t>(group)};
-  const XXH128_hash_t hash = XXH3_128bits_withSecret(message, sizeof message, secret_.data(), secret_.size());
+block_identity hash_of(const void* message, std::size_t size, const std::vector<std::byte>& secret) {
+  const XXH128_hash_t hash = XXH3_128bits_withSecret(message, size, secret.data(), secret.size());
   return {hash.low64, hash.high64};
 }
 
+}  // namespace
+
+prefix_index::prefix_index(const prefix_index_config& config)
+    : num_blocks_(config.num_blocks),
+      stride_((static_cast<std::int64_t>(sizeof(record)) + 4 * std::int64_t{config.block_size} + 15) / 16 * 16),
+      mask_(static_cast<std::uint32_t>(std::bit_ceil(2 * static_cast<std::uint64_t>(config.num_blocks)) - 1)),
+      keeps_copies_(config.keeps_copies),
+      keeps_heads_(config.keeps_heads),
+      records_(config.num_blocks * stride_, does_not_fit, page_wish::huge),
+      table_(static_cast<std::int64_t>(mask_) + 1, does_not_fit, page_wish::huge),
+      rings_(config.keeps_copies ? config.num_blocks : 1, does_not_fit),
+      heads_(config.keeps_heads ? config.num_blocks : 1, does_not_fit),
+      successors_mask_(static_cast<std::int64_t>(std::bit_ceil(2 * static_cast<std::uint64_t>(config.max_superseded) + 1)) - 1),
+      successors_(successors_mask_ + 1, does_not_fit),
+      secret_(XXH3_SECRET_DEFAULT_SIZE),
+      message_(sizeof(block_identity) + 4 * static_cast<std::size_t>(config.key_span) + sizeof(std::uint64_t)) {
+  XXH3_generateSecret_fromSeed(secret_.data(), config.seed ? *config.seed : random_seed());
+}
+
+block_identity prefix_index::root(std::uint64_t name_space) const noexcept {
+  const std::uint64_t message[] = {name_space, 0};
+  return hash_of(message, sizeof message, secret_);
+}
+
 block_identity prefix_index::chain(const block_identity& parent, std::span<const std::int32_t> tokens,
-                                   std::span<const std::uint64_t> keys) noexcept {
+                                   std::uint64_t key) noexcept {
   std::size_t size = sizeof parent;
   std::memcpy(message_.data(), &parent, size);
   std::memcpy(message_.data() + size, tokens.data(), tokens.size_bytes());
   size += tokens.size_bytes();
-  if (std::any_of(keys.begin(), keys.end(), [](std::uint64_t key) { return key != 0; })) {
-    std::memcpy(message_.data() + size, keys.data(), keys.size_bytes());
-    size += keys.size_bytes();
+  if (key != 0) {
+    std::memcpy(message_.data() + size, &key, sizeof key);
+    size += sizeof key;
   }
-  const XXH128_hash_t hash = XXH3_128bits_withSecret(message_.data(), size, secret_.data(), secret_.size());
-  return {hash.low64, hash.high64};
+  const block_identity chained = hash_of(message_.data(), size, secret_);
+  return num_superseded_ == 0 ? chained : latest(chained);
 }
+
+// ---- identities out of use
+
+/// Where an identity's successor stands, or will.
+std::int64_t prefix_index::place_of(const block_identity& superseded) const noexcept {
+  auto at = static_cast<std::int64_t>(superseded.low) & successors_mask_;
+  while (successors_[at].named_by != 0 && successors_[at].of != superseded) at = (at + 1) & successors_mask_;
+  return at;
+}
+
+void prefix_index::supersede(const block_identity& identity) noexcept {
+  successor& named = successors_[place_of(identity)];
+  ++num_supersede_calls_;
+  if (named.named_by == 0) {
+    const std::uint64_t message[] = {identity.low, identity.high, num_supersede_calls_, 0};
+    named.of = identity;
+    named.is = hash_of(message, sizeof message, secret_);
+    ++num_superseded_;
+  }
+  named.named_by = num_supersede_calls_;
+}
+
+bool prefix_index::is_superseded(const block_identity& identity, std::uint64_t mark) const noexcept {
+  return successors_[place_of(identity)].named_by > mark;
+}
+
+/// The last of an identity's successors; the way there is short the next time.
+block_identity prefix_index::latest(const block_identity& identity) noexcept {
+  block_identity last = identity;
+  for (std::int64_t at = place_of(last); successors_[at].named_by != 0; at = place_of(last)) last = successors_[at].is;
+  if (last != identity) successors_[place_of(identity)].is = last;
+  return last;
+}
+
+void prefix_index::forget_superseded() noexcept {
+  if (num_superseded_ == 0) return;
+  std::fill_n(successors_.data(), successors_mask_ + 1, successor{});
+  num_superseded_ = 0;
+}
+
+// ---- records
 
 const std::int32_t* prefix_index::tokens(block_id block) const noexcept {
   return reinterpret_cast<const std::int32_t*>(&record_of(block) + 1);
 }
 
-bool prefix_index::holds(block_id block, const block_identity& identity, const std::int32_t* of,
-                         std::int32_t num_tokens) const noexcept {
-  const record& at = record_of(block);
-  return at.identity == identity && at.num_tokens == num_tokens &&
-         std::memcmp(tokens(block), of, 4 * static_cast<std::size_t>(num_tokens)) == 0;
-}
-
-block_id prefix_index::probe(const block_identity& identity, const std::int32_t* of, std::int32_t num_tokens) const noexcept {
-  const std::uint32_t tag = tag_of(identity);
+block_id prefix_index::find(std::int32_t group, const block_identity& identity,
+                            std::span<const std::int32_t> of) const noexcept {
+  const std::uint32_t tag = tag_of(group, identity);
   for (std::uint32_t at = tag & mask_; table_[at].block_plus_one != 0; at = (at + 1) & mask_) {
+    if (table_[at].tag != tag) continue;
     const block_id block{table_[at].block_plus_one - 1};
-    if (table_[at].tag == tag && holds(block, identity, of, num_tokens)) return block;
+    const record& holds = record_of(block);
+    if (holds.identity == identity && static_cast<std::int32_t>(holds.group) == group &&
+        holds.num_tokens == static_cast<std::int32_t>(of.size()) &&
+        std::memcmp(tokens(block), of.data(), of.size_bytes()) == 0) {
+      return block;
+    }
   }
   return not_found;
 }
 
-block_id prefix_index::find(const block_identity& identity, std::span<const std::int32_t> of) const noexcept {
-  return probe(identity, of.data(), static_cast<std::int32_t>(of.size()));
-}
-
-void prefix_index::prefetch(const block_identity& identity, block_id block) const noexcept {
-  prefetch(identity);
+void prefix_index::prefetch(std::int32_t group, const block_identity& identity, block_id block) const noexcept {
+  prefetch(group, identity);
   const std::byte* record_at = &records_[to_int(block) * stride_];
   __builtin_prefetch(record_at, 1);
   __builtin_prefetch(record_at + 64, 1);
 }
 
 void prefix_index::link(block_id block) noexcept {
-  const std::uint32_t tag = tag_of(record_of(block).identity);
+  const std::uint32_t tag = tag_of(block);
   std::uint32_t at = tag & mask_;
   while (table_[at].block_plus_one != 0) at = (at + 1) & mask_;
   table_[at] = {tag, to_int(block) + 1};
   ++num_indexed_;
 }
 
+/// Where an indexed block stands in the table.
+std::uint32_t prefix_index::slot_of(block_id block) const noexcept {
+  std::uint32_t at = tag_of(block) & mask_;
+  while (table_[at].block_plus_one != to_int(block) + 1) at = (at + 1) & mask_;
+  return at;
+}
+
 void prefix_index::unlink(block_id block) noexcept {
-  std::uint32_t hole = tag_of(record_of(block).identity) & mask_;
-  while (table_[hole].block_plus_one != to_int(block) + 1) hole = (hole + 1) & mask_;
+  std::uint32_t hole = slot_of(block);
   // Moves later entries of the run back into the hole where they may be, so that no tombstones gather.
   for (std::uint32_t at = (hole + 1) & mask_; table_[at].block_plus_one != 0; at = (at + 1) & mask_) {
     const std::uint32_t home = table_[at].tag & mask_;
@@ -111,60 +163,80 @@ void prefix_index::unlink(block_id block) noexcept {
   --num_indexed_;
 }
 
-void prefix_index::insert(block_id block, const block_identity& identity, std::span<const std::int32_t> of,
-                          std::uint64_t name_space, bool findable) noexcept {
+void prefix_index::insert(block_id block, const content& holds, block_id original) noexcept {
   record& at = record_of(block);
-  at = {.identity = identity,
-        .name_space = name_space,
-        .state = findable ? content::indexed : content::known,
-        .num_tokens = static_cast<std::int32_t>(of.size())};
-  std::copy(of.begin(), of.end(), reinterpret_cast<std::int32_t*>(&at + 1));
-  if (findable) {
+  at = {.identity = holds.identity,
+        .name_space = holds.name_space,
+        .state = original == not_found ? state_of::indexed : state_of::copy,
+        .group = static_cast<std::uint32_t>(holds.group) & 0xFFFFFFU,
+        .num_tokens = static_cast<std::int32_t>(holds.tokens.size())};
+  std::copy(holds.tokens.begin(), holds.tokens.end(), reinterpret_cast<std::int32_t*>(&at + 1));
+  if (keeps_heads_) heads_[to_int(block)] = holds.head;
+  if (original == not_found) {
     link(block);
-  } else {
-    ++num_unfindable_;
+    if (keeps_copies_) rings_[to_int(block)] = {to_int(block), to_int(block)};
+    return;
   }
+  const std::int32_t youngest = rings_[to_int(original)].previous;
+  rings_[to_int(block)] = {youngest, to_int(original)};
+  rings_[youngest].next = to_int(block);
+  rings_[to_int(original)].previous = to_int(block);
+  ++num_copies_;
 }
 
-bool prefix_index::promote(block_id block) noexcept {
-  record& at = record_of(block);
-  if (at.state != content::known || probe(at.identity, tokens(block), at.num_tokens) != not_found) return false;
-  at.state = content::indexed;
-  --num_unfindable_;
-  link(block);
-  return true;
+block_id prefix_index::original_of(block_id copy) const noexcept {
+  return find(group(copy), identity(copy), {tokens(copy), static_cast<std::size_t>(num_tokens(copy))});
+}
+
+/// Before an indexed block or a copy becomes something else: its oldest copy takes an indexed block's place in the table.
+void prefix_index::leave_copies(block_id block) noexcept {
+  const bool was_indexed = is_indexed(block);
+  const std::int32_t heir = keeps_copies_ ? rings_[to_int(block)].next : to_int(block);
+  if (heir == to_int(block)) {
+    unlink(block);
+    return;
+  }
+  const std::int32_t before = rings_[to_int(block)].previous;
+  rings_[before].next = heir;
+  rings_[heir].previous = before;
+  --num_copies_;
+  if (was_indexed) {
+    table_[slot_of(block)].block_plus_one = heir + 1;
+    record_of(block_id{heir}).state = state_of::indexed;
+  }
 }
 
 void prefix_index::forget(block_id block) noexcept {
   record& at = record_of(block);
-  if (at.state == content::indexed) {
-    unlink(block);
-  } else if (at.state != content::unknown) {
-    --num_unfindable_;
+  if (at.state == state_of::withdrawn) {
+    --num_withdrawn_;
+  } else if (at.state != state_of::unknown) {
+    leave_copies(block);
   }
-  at.state = content::unknown;
+  at.state = state_of::unknown;
 }
 
 void prefix_index::forget(std::span<const block_id> blocks) noexcept {
   for (std::size_t first = 0; first < blocks.size(); first += batch) {
     const auto some = blocks.subspan(first, std::min<std::size_t>(batch, blocks.size() - first));
     for (const block_id block : some) __builtin_prefetch(&record_of(block), 1);
-    for (const block_id block : some) __builtin_prefetch(&table_[tag_of(record_of(block).identity) & mask_], 1);
+    for (const block_id block : some) __builtin_prefetch(&table_[tag_of(block) & mask_], 1);
     for (const block_id block : some) forget(block);
   }
 }
 
 void prefix_index::withdraw(block_id block) noexcept {
   record& at = record_of(block);
-  if (at.state == content::indexed) {
-    unlink(block);
-    ++num_unfindable_;
-  }
-  if (at.state != content::unknown) at.state = content::withdrawn;
+  if (at.state == state_of::unknown || at.state == state_of::withdrawn) return;
+  leave_copies(block);
+  at.state = state_of::withdrawn;
+  ++num_withdrawn_;
 }
 
 std::int64_t prefix_index::bytes_per_block() const noexcept {
-  return stride_ + (static_cast<std::int64_t>(mask_) + 1) * static_cast<std::int64_t>(sizeof(entry)) / num_blocks_;
+  return stride_ + (static_cast<std::int64_t>(mask_) + 1) * static_cast<std::int64_t>(sizeof(entry)) / num_blocks_ +
+         (keeps_copies_ ? static_cast<std::int64_t>(sizeof(ring)) : 0) +
+         (keeps_heads_ ? static_cast<std::int64_t>(sizeof(block_identity)) : 0);
 }
 
 }  // namespace pagedkv

@@ -117,6 +117,9 @@ struct coverage {
   std::int64_t invalid_block = 0;
   std::int64_t invalid_argument = 0;
   std::int64_t contradictions = 0;
+  std::int64_t other_keys = 0;
+  std::int64_t unbegun_epochs = 0;
+  std::int64_t answers[4] = {};  // of when_fits(), by admission::time
   std::int64_t commits_of_several = 0;
   std::int64_t truncations_refused_by_windows = 0;
   std::int64_t fits = 0;
@@ -148,7 +151,9 @@ struct coverage {
     visit("in-place writes to indexed blocks", events.writes_to_indexed_blocks);
     visit("merges", events.merges);
     visit("duplicates kept", events.duplicates_kept);
-    visit("duplicates indexed at release", events.promotions_at_release);
+    visit("copies because of readers in flight", events.copies_for_readers_in_flight);
+    visit("duplicates indexed in place of an earlier one", events.duplicates_indexed);
+    visit("duplicates that outlive an earlier one by their release", events.duplicates_renewed);
     visit("duplicates forgotten at release", events.duplicates_forgotten);
     visit("evictions", events.evictions);
     visit("evictions of a lower priority", events.evictions_over_priority);
@@ -156,6 +161,13 @@ struct coverage {
     visit("withdrawn blocks", events.withdrawn_blocks);
     visit("sequences that a reset silenced", events.silenced_sequences);
     visit("truncations into published blocks", events.shortened_publications);
+    visit("contents declared wrong", events.superseded);
+    visit("contents declared wrong again", events.superseded_again);
+    visit("resets because of many invalidations", events.resets_by_invalidation);
+    visit("tainted sequences", events.tainted_sequences);
+    visit("sequences tainted by what they no longer hold", events.tainted_by_history);
+    visit("publications withheld by tainted sequences", events.publications_withheld);
+    visit("tainted sequences made sound", events.healed_sequences);
     visit("out of blocks", out_of_blocks);
     visit("out of blocks while some are held", out_of_blocks_while_held);
     visit("out of sequences", out_of_sequences);
@@ -163,6 +175,12 @@ struct coverage {
     visit("invalid blocks", invalid_block);
     visit("invalid arguments", invalid_argument);
     visit("contradictions refused", contradictions);
+    visit("commits with other keys refused", other_keys);
+    visit("epochs that never began refused", unbegun_epochs);
+    visit("admissions now", answers[0]);
+    visit("admissions after retirement", answers[1]);
+    visit("admissions after releases", answers[2]);
+    visit("requests that never fit", answers[3]);
     visit("commits of several sequences", commits_of_several);
     visit("truncations that a window refused", truncations_refused_by_windows);
     visit("requests that fit", fits);
@@ -197,6 +215,7 @@ class driver {
     if (random_.one_in(12)) weights_[step_op] = 1;  // long times between steps
     weights_[commit_op] += 3;
     weights_[evict_op] = (weights_[evict_op] + 2) / 3;
+    weights_[invalidate_op] = random_.one_in(3) ? 1 + random_.pick(2) : 0;
     weights_[reset_op] = random_.one_in(3) ? 1 : 0;
     has_keys_ = random_.one_in(3);
     commits_at_once_ = random_.one_in(2);
@@ -224,6 +243,7 @@ class driver {
       case truncate_op: truncate(); break;
       case release_op: release(any_handle()); break;
       case evict_op: evict(); break;
+      case invalidate_op: invalidate(); break;
       case reset_op: reset(); break;
       case epoch_op: epochs(); break;
       default: predict(); break;
@@ -256,6 +276,7 @@ class driver {
     truncate_op,
     release_op,
     evict_op,
+    invalidate_op,
     reset_op,
     epoch_op,
     predict_op,
@@ -541,6 +562,14 @@ class driver {
       sequence_tokens said = say(*of, num_tokens);
       if (random_.one_in(3 * odds)) {
         said = misspeak(said);
+      } else if (random_.one_in(2 * odds) && num_tokens > 0) {
+        // Of tokens of which it has said keys, it must say the same; of others this is what they are.
+        std::vector<std::uint64_t>& keys = wrong_keys_.emplace_back(said.extra_keys.begin(), said.extra_keys.end());
+        keys.resize(static_cast<std::size_t>(ceil_div(num_tokens, reference_.key_span())));
+        keys[random_.pick(std::ssize(keys))] ^= 1U + static_cast<unsigned>(random_.pick(2));
+        const bool is_remembered = reference_.contradicts_keys(handle, {said.tokens, said.name_space, keys});
+        if (is_remembered) said.extra_keys = random_.one_in(3) ? std::span<const std::uint64_t>{} : std::span(keys);
+        seen_.other_keys += is_remembered && !said.extra_keys.empty();
       } else if (random_.one_in(3 * odds)) {
         // One without a namespace would take it, and its tokens would no longer be what they are.
         if (reference_.has_name_space(handle)) ++said.name_space;
@@ -586,7 +615,12 @@ class driver {
     int num_tokens = length - random_.pick(random_.one_in(2) ? 3 : length + 1);
     if (random_.one_in(30)) num_tokens = length + 1 + random_.pick(3);
     if (random_.one_in(30)) num_tokens = -1 - random_.pick(3);
-    note("truncate " + show(handle) + " to " + std::to_string(num_tokens));
+    truncate(handle, num_tokens);
+  }
+
+  void truncate(sequence_handle handle, int num_tokens) {
+    const int length = find(handle) != nullptr ? reference_.length(handle) : 3;
+    note(" truncate " + show(handle) + " to " + std::to_string(num_tokens));
     const bool succeeded = agree(cache_.truncate(handle, num_tokens), reference_.truncate(handle, num_tokens), "truncate");
     if (succeeded) change_stream(*find(handle), num_tokens, 2);
     if (!succeeded && num_tokens >= 0 && num_tokens <= length && find(handle) != nullptr)
@@ -601,7 +635,7 @@ class driver {
     check(!cache_.release(handle, priority), "a sequence was released twice");
   }
 
-  void evict() {
+  std::vector<block_id> random_blocks() {
     std::vector<block_id> ids;
     const int last = static_cast<int>(config_.num_blocks);
     const int first = config_.has_null_block ? 1 : 0;
@@ -610,9 +644,29 @@ class driver {
       const int foreign[] = {-1, last, last + 5, first - 1};
       ids[random_.pick(std::ssize(ids))] = block_id{foreign[random_.pick(4)]};
     }
-    note("evict");
     for (const block_id id : ids) note(" " + std::to_string(to_int(id)));
+    return ids;
+  }
+
+  void evict() {
+    note("evict");
+    const std::vector<block_id> ids = random_blocks();
     agree(cache_.evict(ids), reference_.evict(ids), "evict");
+  }
+
+  void invalidate() {
+    note("invalidate");
+    const std::vector<block_id> ids = random_blocks();
+    const result<std::span<const tainted_sequence>> tainted = cache_.invalidate(ids);
+    const result<std::vector<tainted_sequence>> expected = reference_.invalidate(ids);
+    if (!agree(tainted, expected, "invalidate")) return;
+    check(list(*tainted) == *expected, "other sequences are tainted, or from another token on");
+    if (tainted->empty()) return;
+    for (const auto& [handle, first_token] : *expected)
+      note(" taints " + show(handle) + " from " + std::to_string(first_token));
+    // What an engine does about one of them, or leaves for later.
+    const auto& [handle, first_token] = (*expected)[random_.pick(std::ssize(*expected))];
+    if (!random_.one_in(3)) truncate(handle, first_token);
   }
 
   void reset() {
@@ -634,10 +688,10 @@ class driver {
       reference_.begin_step();
       same(cache_.begin_step(), reference_.epoch(), "epoch");
     } else {
-      const epoch_t epoch = reference_.epoch() - std::min<epoch_t>(reference_.epoch(), static_cast<epoch_t>(random_.pick(3)));
+      epoch_t epoch = reference_.epoch() - std::min<epoch_t>(reference_.epoch(), static_cast<epoch_t>(random_.pick(3)));
+      if (random_.one_in(20)) epoch = reference_.epoch() + 1 + static_cast<epoch_t>(random_.pick(3));
       note("retire " + std::to_string(epoch));
-      cache_.retire(epoch);
-      reference_.retire(epoch);
+      if (!agree(cache_.retire(epoch), reference_.retire(epoch), "retire")) ++seen_.unbegun_epochs;
     }
   }
 
@@ -651,6 +705,15 @@ class driver {
     }
   }
 
+  void same_answer(const admission& actual, const admission& expected, bool fits_now) {
+    same(static_cast<int>(actual.when), static_cast<int>(expected.when), "when a request fits");
+    same(actual.missing_blocks, expected.missing_blocks, "missing blocks");
+    same(actual.held_blocks, expected.held_blocks, "held blocks that would help");
+    same(actual.blocks_to_release, expected.blocks_to_release, "blocks to release");
+    check((actual.when == admission::time::now) == fits_now, "when_fits and can_fit_now differ");
+    ++seen_.answers[static_cast<int>(actual.when)];
+  }
+
   void predict_count(int in_flight) {
     const int num_tokens = random_.pick(config_.max_tokens_per_sequence + 3) - 1;
     note("can_fit " + std::to_string(num_tokens) + " in flight " + std::to_string(in_flight));
@@ -658,6 +721,7 @@ class driver {
     const bool fits_now = reference_.can_fit_now(num_tokens, in_flight);
     same(cache_.can_ever_fit(num_tokens, in_flight), fits_ever, "can_ever_fit");
     same(cache_.can_fit_now(num_tokens, in_flight), fits_now, "can_fit_now of a count");
+    same_answer(cache_.when_fits(num_tokens, in_flight), reference_.when_fits({}, num_tokens, in_flight), fits_now);
     ++(fits_now ? seen_.fits : seen_.misfits);
     if (!fits_ever) return;
     reference_cache trial = fits_now ? reference_ : reference_cache(config_);
@@ -682,7 +746,10 @@ class driver {
     if (need->total() > reference_.available() || num_tokens > config_.max_tokens_per_sequence) return;
     reference_cache trial = reference_;
     retire_all(trial);
-    run_to_completion(trial, {{handle, num_tokens}}, in_flight, trial.available(), need->total());
+    // Of copies that only readers in flight ask for, none are left.
+    const std::int64_t predicted = trial.blocks_to_completion(handle, num_tokens, in_flight)->total();
+    check(predicted <= need->total(), "retiring makes growing cost more");
+    run_to_completion(trial, {{handle, num_tokens}}, in_flight, trial.available(), predicted);
   }
 
   void predict_requests(int in_flight) {
@@ -699,6 +766,9 @@ class driver {
     const int fitting = cache_.how_many_fit(requests, in_flight);
     same(fitting, reference_.how_many_fit(requests, in_flight), "how_many_fit");
     same(cache_.can_fit_now(requests.front(), in_flight), fitting > 0, "can_fit_now, and how_many_fit,");
+    same_answer(cache_.when_fits(requests.front(), in_flight),
+                reference_.when_fits(std::span(requests).first(1), std::ssize(requests.front().tokens), in_flight),
+                fitting > 0);
     ++(fitting > 0 ? seen_.fits : seen_.misfits);
     seen_.several_fit += fitting > 1;
     reference_cache trial = reference_;
@@ -717,7 +787,7 @@ class driver {
   static sequence_handle invented(int i) { return {static_cast<std::uint32_t>(1000 + i), 1}; }
   static void retire_all(reference_cache& trial) {
     trial.begin_step();
-    trial.retire(trial.epoch());
+    (void)trial.retire(trial.epoch());
   }
 
   /// Grows sequences of a reference, at most `in_flight` tokens ahead of the computed ones, in whatever order. They must never

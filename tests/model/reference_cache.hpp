@@ -25,8 +25,8 @@ class reference_cache {
   /// An entry that left its window.
   static constexpr int null_entry = -1;
 
-  /// What a block holds, literally: group, namespace, all tokens from the sequence's first one to the block's last one, and all
-  /// extra keys up to there.
+  /// What a block holds, literally: group, namespace, and for every key_span tokens from the sequence's first one to the
+  /// block's last one these tokens, their extra key, and their edition: which of the times it is that they were declared wrong.
   using content = std::vector<std::int64_t>;
 
   /// What happened, for a driver that wants to know that it happened.
@@ -37,8 +37,10 @@ class reference_cache {
     std::int64_t copies = 0;
     std::int64_t writes_to_indexed_blocks = 0;
     std::int64_t merges = 0;
+    std::int64_t copies_for_readers_in_flight = 0;
     std::int64_t duplicates_kept = 0;
-    std::int64_t promotions_at_release = 0;
+    std::int64_t duplicates_indexed = 0;
+    std::int64_t duplicates_renewed = 0;
     std::int64_t duplicates_forgotten = 0;
     std::int64_t evictions = 0;
     std::int64_t evictions_over_priority = 0;
@@ -46,6 +48,13 @@ class reference_cache {
     std::int64_t withdrawn_blocks = 0;
     std::int64_t silenced_sequences = 0;
     std::int64_t shortened_publications = 0;
+    std::int64_t superseded = 0;
+    std::int64_t superseded_again = 0;
+    std::int64_t resets_by_invalidation = 0;
+    std::int64_t tainted_sequences = 0;
+    std::int64_t tainted_by_history = 0;
+    std::int64_t publications_withheld = 0;
+    std::int64_t healed_sequences = 0;
   };
 
   struct step_answer {
@@ -82,13 +91,14 @@ class reference_cache {
     replaced_rows_.insert(static_cast<int>(handle.index));
     added.tables.resize(config_.groups.size());
     added.published.resize(config_.groups.size());
-    added.says_again.resize(config_.groups.size());
+    added.rewrites_tail.resize(config_.groups.size());
   }
 
   int add(sequence_handle handle, const sequence_tokens& said) {
     add(handle);
     sequence& added = sequences_[name_of(handle)];
     added.name_space = said.name_space;
+    hear_keys(added, said);
     counts_.tokens_looked_up += std::ssize(said.tokens);
     const hit found = look_up(said);
     // All are protected before anything else happens.
@@ -106,6 +116,7 @@ class reference_cache {
       added.published[g] = found.num_tokens / config_.groups[g].block_size;
     }
     added.length = added.computed = found.num_tokens;
+    added.history = history_of({}, said, found.num_tokens / key_span_);
     counts_.tokens_hit += found.num_tokens;
     events_.hits += found.num_tokens > 0;
     return found.num_tokens;
@@ -153,6 +164,8 @@ class reference_cache {
         if (blocks_[tail].references - sharers_gone[tail] > 1) {
           ++sharers_gone[tail];
           ++needed;
+        } else {
+          needed += is_read_in_flight(grown, g);
         }
       }
     }
@@ -166,9 +179,14 @@ class reference_cache {
       return error{.code = errc::out_of_blocks, .value = needed, .limit = available(), .held = std::ssize(held_)};
     }
     step_answer answer;
+    std::vector<int> given_up;
     for (int g = 0; g < num_groups(); ++g) {
-      for (const step_entry& entry : entries) make_tail_writable(entry.sequence, g, answer);
+      for (const step_entry& entry : entries) make_tail_writable(entry.sequence, g, answer, given_up);
     }
+    for (const auto& [source, destination] : answer.copies) {
+      if (config_.deferred_release) blocks_[source].former_reader = epoch_;
+    }
+    for (const int source : given_up) release_blocks({source}, eviction_priority::low);
     for (int g = 0; g < num_groups(); ++g) {
       for (const auto& [handle, num_tokens] : entries) {
         sequence& grown = at(handle);
@@ -206,7 +224,8 @@ class reference_cache {
                                         [&](const commit_entry& earlier) { return earlier.sequence == entries[i].sequence; });
       const bool fits = std::ssize(said.tokens) >= named.computed && std::ssize(said.tokens) <= named.length && keys_fit(said);
       const bool is_other_name_space = named.name_space && *named.name_space != said.name_space;
-      if (repeated || !fits || is_other_name_space) return error{.code = errc::invalid_argument, .index = index};
+      if (repeated || !fits || is_other_name_space || contradicts_keys(named, said))
+        return error{.code = errc::invalid_argument, .index = index};
     }
     for (int g = 0; g < num_groups(); ++g) {
       for (std::size_t i = 0; i < entries.size(); ++i) {
@@ -221,6 +240,7 @@ class reference_cache {
     for (const auto& [handle, said] : entries) {
       sequence& committed = at(handle);
       if (!said.tokens.empty()) committed.name_space = said.name_space;
+      hear_keys(committed, said);
       committed.computed = static_cast<int>(said.tokens.size());
       leave_windows(handle);
     }
@@ -252,11 +272,22 @@ class reference_cache {
       release_entries(shortened.tables[g], entries_for(g, num_tokens), eviction_priority::low);
       const int full = num_tokens / config_.groups[g].block_size;
       events_.shortened_publications += shortened.published[g] > full;
-      if (full < shortened.published[g]) shortened.says_again[g] = true;
       shortened.published[g] = std::min(shortened.published[g], full);
+      if (num_tokens % config_.groups[g].block_size == 0) {
+        shortened.rewrites_tail[g] = false;
+      } else if (num_tokens < shortened.length) {
+        shortened.rewrites_tail[g] = true;
+      }
     }
     shortened.length = num_tokens;
     shortened.computed = computed;
+    const std::size_t links = static_cast<std::size_t>(num_tokens / key_span_);
+    shortened.keys.resize(std::min(shortened.keys.size(), links));
+    shortened.history.resize(std::min(shortened.history.size(), 1 + links * link_size()));
+    if (shortened.tainted_from && num_tokens <= *shortened.tainted_from) {
+      shortened.tainted_from.reset();
+      ++events_.healed_sequences;
+    }
     return {};
   }
 
@@ -273,13 +304,16 @@ class reference_cache {
   // ---- epochs, eviction
 
   void begin_step() { ++epoch_; }
-  void retire(epoch_t epoch) {
+  [[nodiscard]] status retire(epoch_t epoch) {
+    if (epoch > epoch_) return invalid();
+    retired_ = std::max(retired_, std::int64_t{epoch});
     std::vector<int> freed;
     while (!held_.empty() && blocks_[held_.front()].released_in <= epoch) {
       place(held_.front(), freed);
       held_.erase(held_.begin());
     }
     free_.insert(free_.end(), freed.rbegin(), freed.rend());
+    return {};
   }
 
   [[nodiscard]] status evict(const std::vector<block_id>& ids) {
@@ -292,8 +326,75 @@ class reference_cache {
     return {};
   }
 
+  /// Which sequences are tainted, ascending by row, and from which token on.
+  [[nodiscard]] result<std::vector<tainted_sequence>> invalidate(const std::vector<block_id>& ids) {
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      if (to_int(ids[i]) < first_usable() || to_int(ids[i]) >= std::ssize(blocks_)) {
+        return error{.code = errc::invalid_block, .index = static_cast<std::int64_t>(i)};
+      }
+    }
+    if (std::ssize(superseded_) + std::min(std::ssize(ids), std::ssize(blocks_)) > std::ssize(blocks_)) {
+      reset({});
+      ++events_.resets_by_invalidation;
+    }
+    // Histories that end with the first tokens of something wrong.
+    std::set<content> wrong;
+    for (const block_id id : ids) {
+      const block& bad = blocks_[to_int(id)];
+      if (bad.is == knowledge::unknown) continue;
+      const std::ptrdiff_t first = std::ssize(bad.holds) - 1 - std::ptrdiff_t{bad.num_links} * link_size();
+      wrong.insert(content(bad.holds.begin() + 1, bad.holds.begin() + 1 + first + link_size()));
+    }
+    std::map<std::uint64_t, int> holders;
+    for (auto& [name, live] : sequences_) {
+      for (int g = 0; g < num_groups(); ++g) {
+        for (std::size_t k = 0; k < live.tables[g].size(); ++k) {
+          if (std::find(ids.begin(), ids.end(), block_id{live.tables[g][k]}) == ids.end()) continue;
+          const int first_token = static_cast<int>(k) * config_.groups[g].block_size;
+          const auto [holder, is_new] = holders.try_emplace(name, first_token);
+          if (!is_new) holder->second = std::min(holder->second, first_token);
+        }
+      }
+    }
+    for (const auto& [name, first_token] : holders) {
+      const content& history = sequences_.at(name).history;
+      const std::ptrdiff_t end = 1 + std::ptrdiff_t{first_token / key_span_ + 1} * link_size();
+      if (end <= std::ssize(history)) wrong.insert(content(history.begin(), history.begin() + end));
+    }
+    for (const content& history : wrong) supersede(history);
+    std::map<int, tainted_sequence> tainted;
+    for (auto& [name, live] : sequences_) {
+      const bool is_holder = holders.contains(name);
+      int from = is_holder ? holders.at(name) : live.length;
+      for (int links = static_cast<int>(live.history.size() / link_size()); links > 0; --links) {
+        const auto end = live.history.begin() + 1 + std::ptrdiff_t{links} * link_size();
+        if (wrong.contains(content(live.history.begin(), end))) from = std::min(from, (links - 1) * key_span_);
+      }
+      if (from == live.length) continue;
+      events_.tainted_by_history += !is_holder;
+      live.tainted_from = std::min(live.tainted_from.value_or(from), from);
+      const sequence_handle handle{static_cast<std::uint32_t>(name >> 32), static_cast<std::uint32_t>(name)};
+      tainted[static_cast<int>(handle.index)] = {handle, *live.tainted_from};
+      ++events_.tainted_sequences;
+    }
+    // In the order in which blocks become free.
+    for (const block_id id : ids) withdraw(to_int(id));
+    for (const auto& [row, named] : tainted) {
+      const sequence& live = at(named.sequence);
+      for (int g = 0; g < num_groups(); ++g) {
+        for (int k = named.first_token / config_.groups[g].block_size; k < std::ssize(live.tables[g]); ++k) {
+          if (live.tables[g][k] != null_entry) withdraw(live.tables[g][k]);
+        }
+      }
+    }
+    std::vector<tainted_sequence> answer;
+    for (const auto& [row, named] : tainted) answer.push_back(named);
+    return answer;
+  }
+
   /// Of one namespace, or of all.
   void reset(std::optional<std::uint64_t> name_space) {
+    if (!name_space) superseded_.clear();
     for (int id = first_usable(); id < std::ssize(blocks_); ++id) {
       const block& given_up = blocks_[id];
       if (given_up.is == knowledge::unknown) continue;
@@ -329,13 +430,13 @@ class reference_cache {
     block_need need;
     for (int g = 0; g < num_groups(); ++g) {
       const std::vector<int>& table = grown.tables[g];
-      const bool copied =
-          num_tokens > grown.length && grown.length % config_.groups[g].block_size != 0 && blocks_[table.back()].references > 1;
+      const bool copied = num_tokens > grown.length && grown.length % config_.groups[g].block_size != 0 &&
+                          (blocks_[table.back()].references > 1 || is_read_in_flight(grown, g));
       int returned = 0;  // that the window gives back, or that stay and serve on
       for (int k = 0; k < std::ssize(table) - (copied ? 1 : 0); ++k) {
         returned += table[k] != null_entry && (k < sink_entries(g) || blocks_[table[k]].references == 1);
       }
-      need.new_blocks += growth(g, std::ssize(table), num_tokens, in_flight, returned, copied);
+      need.new_blocks += growth(g, std::ssize(table), num_tokens, in_flight, returned, copied, grown.length, grown.computed);
     }
     return need;
   }
@@ -360,7 +461,8 @@ class reference_cache {
           if (table[k] == null_entry) continue;
           returned += k < sink_entries(g) || (blocks_[table[k]].references == 0 && sharers[table[k]] == 1);
         }
-        needed += growth(g, std::ssize(table), std::ssize(requests[i].tokens), in_flight, returned, false);
+        const int found = hits[i].num_tokens;
+        needed += growth(g, std::ssize(table), std::ssize(requests[i].tokens), in_flight, returned, false, found, found);
       }
     }
     return needed;
@@ -390,6 +492,33 @@ class reference_cache {
            blocks_from_nothing(num_tokens, in_flight) + watermark <= available();
   }
 
+  /// What stands in a request's way: `needed` blocks with the watermark, some of them held.
+  [[nodiscard]] admission when_fits(std::span<const sequence_tokens> request, std::int64_t num_tokens, int in_flight) const {
+    using enum admission::time;
+    const bool is_sound = request.empty() || keys_fit(request.front());
+    const bool fits_now = how_many_fit(request, in_flight) == 1;
+    if (!is_sound || (!fits_now && !can_ever_fit(num_tokens, in_flight))) return {.when = never};
+    std::int64_t needed = sequences_.empty() ? 0 : config_.watermark_blocks;
+    std::int64_t held = std::ssize(held_);
+    if (request.empty()) {
+      needed += blocks_from_nothing(num_tokens, in_flight);
+    } else {
+      needed += blocks_together(request, in_flight);
+      for (const std::vector<int>& table : look_up(request.front()).tables) {
+        for (const int id : table) held -= id != null_entry && blocks_[id].place == where::held;
+      }
+    }
+    const std::int64_t missing = std::max<std::int64_t>(0, needed - available());
+    const std::int64_t referenced = std::ssize(blocks_) - first_usable() - available() - std::ssize(held_);
+    return {.when = is_full()         ? after_release
+                    : missing == 0    ? now
+                    : missing <= held ? after_retire
+                                      : after_release,
+            .missing_blocks = missing,
+            .held_blocks = held,
+            .blocks_to_release = std::clamp<std::int64_t>(missing - held, 0, referenced)};
+  }
+
   // ---- what is there
 
   [[nodiscard]] bool is_full() const { return std::ssize(sequences_) == config_.max_sequences; }
@@ -416,6 +545,10 @@ class reference_cache {
     }
     return false;
   }
+  /// Whether keys are other than were said before of the same tokens.
+  [[nodiscard]] bool contradicts_keys(sequence_handle handle, const sequence_tokens& said) const {
+    return contradicts_keys(at(handle), said);
+  }
   /// Indexed blocks, ascending, with references and namespace.
   struct indexed_block {
     int id;
@@ -425,7 +558,7 @@ class reference_cache {
   [[nodiscard]] std::vector<indexed_block> indexed_blocks() const {
     std::vector<indexed_block> all;
     for (int id = 0; id < std::ssize(blocks_); ++id) {
-      if (blocks_[id].is != knowledge::indexed) continue;
+      if (!is_indexed(id)) continue;
       all.push_back({id, blocks_[id].references, static_cast<std::uint64_t>(blocks_[id].holds[1])});
     }
     return all;
@@ -466,17 +599,19 @@ class reference_cache {
 
  private:
   enum class where { free, referenced, held, cached };
-  /// unknown: not said, or written since; known: said, but found under another block; indexed: found here; withdrawn: said, and
-  /// never to be found again.
-  enum class knowledge { unknown, known, indexed, withdrawn };
+  /// unknown: not said, or written since; said: found, or found once those said before it are gone; withdrawn: said, and never
+  /// to be found again.
+  enum class knowledge { unknown, said, withdrawn };
 
   struct block {
     int references = 0;
     where place = where::free;
     epoch_t released_in = 0;
+    std::int64_t former_reader = -1;  // the latest epoch of one that does not reference it any more
     eviction_priority priority = eviction_priority::low;
     knowledge is = knowledge::unknown;
     content holds = {};
+    int num_links = 0;  // of its own, at the end of `holds`
   };
   struct sequence {
     int length = 0;
@@ -485,7 +620,10 @@ class reference_cache {
     std::optional<std::uint64_t> name_space;
     std::vector<std::vector<int>> tables;  // [groups]
     std::vector<int> published;            // [groups]
-    std::vector<bool> says_again;          // [groups]: the next block to publish follows what is said then
+    std::vector<bool> rewrites_tail;       // [groups]: its last block held tokens that truncate() cut off
+    std::vector<std::uint64_t> keys;       // of every key_span tokens that were all said once
+    content history;                       // of what it published or found, without a group
+    std::optional<int> tainted_from;
   };
   struct hit {
     int num_tokens;
@@ -520,20 +658,62 @@ class reference_cache {
     return said.extra_keys.empty() || std::ssize(said.extra_keys) == ceil_div(std::ssize(said.tokens), key_span_);
   }
 
-  content content_of(std::size_t g, const sequence_tokens& said, int logical_block) const {
-    const int end = (logical_block + 1) * config_.groups[g].block_size;
-    content all{static_cast<std::int64_t>(g), static_cast<std::int64_t>(said.name_space)};
-    all.insert(all.end(), said.tokens.begin(), said.tokens.begin() + end);
-    for (int k = 0; k < end / key_span_; ++k) {
-      all.push_back(said.extra_keys.empty() ? 0 : static_cast<std::int64_t>(said.extra_keys[k]));
+  bool contradicts_keys(const sequence& named, const sequence_tokens& said) const {
+    if (!config_.prefix_sharing || !named.publishes) return false;
+    for (std::size_t k = 0; k < std::min(named.keys.size(), said.tokens.size() / key_span_); ++k) {
+      if (named.keys[k] != (said.extra_keys.empty() ? 0 : said.extra_keys[k])) return true;
     }
-    return all;
+    return false;
+  }
+  void hear_keys(sequence& named, const sequence_tokens& said) const {
+    for (std::size_t k = named.keys.size(); k < said.tokens.size() / key_span_; ++k) {
+      named.keys.push_back(said.extra_keys.empty() ? 0 : said.extra_keys[k]);
+    }
+  }
+
+  int link_size() const { return key_span_ + 2; }
+
+  /// A history that goes on with what is said, up to `links` links.
+  content history_of(content history, const sequence_tokens& said, int links) const {
+    if (history.empty()) history.push_back(static_cast<std::int64_t>(said.name_space));
+    for (int k = static_cast<int>(history.size()) / link_size(); k < links; ++k) {
+      const auto first = said.tokens.begin() + std::ptrdiff_t{k} * key_span_;
+      history.insert(history.end(), first, first + key_span_);
+      history.push_back(said.extra_keys.empty() ? 0 : static_cast<std::int64_t>(said.extra_keys[k]));
+      history.push_back(0);
+      for (auto next = superseded_.find(history); next != superseded_.end(); next = superseded_.find(history)) {
+        history.back() = next->second;
+      }
+    }
+    return history;
+  }
+  content content_of(std::size_t g, content history, const sequence_tokens& said, int logical_block) const {
+    const std::size_t links = static_cast<std::size_t>(logical_block + 1) * config_.groups[g].block_size / key_span_;
+    history = history_of(std::move(history), said, static_cast<int>(links));
+    history.resize(1 + links * link_size());
+    history.insert(history.begin(), static_cast<std::int64_t>(g));
+    return history;
+  }
+
+  /// From now on what is said like that is another edition, and so is all that follows it.
+  void supersede(const content& history) {
+    if (superseded_.try_emplace(history, last_edition_ + 1).second) {
+      ++last_edition_;
+      ++events_.superseded;
+    } else {
+      ++events_.superseded_again;
+    }
   }
 
   /// The indexed block with that content.
   std::optional<int> find(const content& wanted) const {
     const auto found = index_.find(wanted);
-    return found == index_.end() ? std::nullopt : std::optional(found->second);
+    return found == index_.end() ? std::nullopt : std::optional(found->second.front());
+  }
+  bool is_indexed(int id) const { return blocks_[id].is == knowledge::said && index_.at(blocks_[id].holds).front() == id; }
+  /// Whether others may still read what stood behind a sequence's length in its last block.
+  bool is_read_in_flight(const sequence& of, std::size_t g) const {
+    return of.rewrites_tail[g] && blocks_[of.tables[g].back()].former_reader > retired_;
   }
 
   hit look_up(const sequence_tokens& said) const {
@@ -542,7 +722,7 @@ class reference_cache {
     std::vector<std::vector<int>> found(config_.groups.size());
     for (std::size_t g = 0; g < found.size(); ++g) {
       for (int k = 0; k < most / config_.groups[g].block_size; ++k) {
-        found[g].push_back(find(content_of(g, said, k)).value_or(null_entry));
+        found[g].push_back(find(content_of(g, {}, said, k)).value_or(null_entry));
       }
     }
     for (int num_tokens = most; num_tokens > 0; num_tokens -= alignment_) {
@@ -584,19 +764,27 @@ class reference_cache {
 
   void share(int id) {
     block& shared = blocks_[id];
+    if (shared.place != where::referenced)
+      shared.former_reader = shared.place == where::held ? std::int64_t{shared.released_in} : -1;
     if (shared.place == where::held) std::erase(held_, id);
     if (shared.place == where::cached) std::erase(cached_[static_cast<std::size_t>(shared.priority)], id);
     shared.place = where::referenced;
     ++shared.references;
   }
 
-  void learn(int id, const content& holds, knowledge is) {
-    blocks_[id].is = is;
+  void learn(int id, const content& holds, int num_links) {
+    blocks_[id].is = knowledge::said;
     blocks_[id].holds = holds;
-    if (is == knowledge::indexed) index_[holds] = id;
+    blocks_[id].num_links = num_links;
+    index_[holds].push_back(id);
   }
   void forget(int id) {
-    if (blocks_[id].is == knowledge::indexed) index_.erase(blocks_[id].holds);
+    if (blocks_[id].is == knowledge::said) {
+      std::vector<int>& holders = index_.at(blocks_[id].holds);
+      events_.duplicates_indexed += holders.front() == id && holders.size() > 1;
+      std::erase(holders, id);
+      if (holders.empty()) index_.erase(blocks_[id].holds);
+    }
     blocks_[id].is = knowledge::unknown;
     blocks_[id].holds.clear();
   }
@@ -604,7 +792,7 @@ class reference_cache {
   /// Where an unreferenced block that nothing holds goes. What is freed is pushed by the caller.
   void place(int id, std::vector<int>& freed) {
     block& placed = blocks_[id];
-    if (placed.is == knowledge::indexed) {
+    if (placed.is == knowledge::said) {
       placed.place = where::cached;
       cached_[static_cast<std::size_t>(placed.priority)].push_back(id);
     } else {
@@ -625,17 +813,16 @@ class reference_cache {
 
   /// Head first. The tail is evicted first, and taken from the free ones first.
   void release_blocks(const std::vector<int>& released, eviction_priority priority) {
+    for (const int id : released) {
+      if (blocks_[id].references == 1) settle(id);
+    }
     std::vector<int> freed;
     for (auto id = released.rbegin(); id != released.rend(); ++id) {
       block& dropped = blocks_[*id];
       dropped.priority = std::max(dropped.priority, priority);
-      if (--dropped.references > 0) continue;
-      if (dropped.is == knowledge::known && !find(dropped.holds)) {
-        learn(*id, content(dropped.holds), knowledge::indexed);
-        ++events_.promotions_at_release;
-      } else if (dropped.is != knowledge::indexed) {
-        events_.duplicates_forgotten += dropped.is == knowledge::known;
-        forget(*id);
+      if (--dropped.references > 0) {
+        if (config_.deferred_release) dropped.former_reader = epoch_;
+        continue;
       }
       if (config_.deferred_release) {
         dropped.place = where::held;
@@ -648,20 +835,47 @@ class reference_cache {
     free_.insert(free_.end(), freed.rbegin(), freed.rend());
   }
 
+  /// Before a block's last reference goes. Of several with one content the one that is released last stays.
+  void settle(int id) {
+    block& settled = blocks_[id];
+    if (settled.is == knowledge::withdrawn) forget(id);
+    if (settled.is == knowledge::unknown) return;
+    const content holds = settled.holds;
+    const int older = *find(holds);
+    if (older == id) return;
+    if (blocks_[older].references == 0) {
+      give_up(older);
+      block& heir = blocks_[*find(holds)];
+      heir.priority = std::max(heir.priority, blocks_[older].priority);
+      ++events_.duplicates_renewed;
+    }
+    if (*find(holds) == id) return;
+    forget(id);
+    ++events_.duplicates_forgotten;
+  }
+
+  /// The content of a block that nobody references.
+  void give_up(int id) {
+    forget(id);
+    if (blocks_[id].place != where::cached) return;
+    std::erase(cached_[static_cast<std::size_t>(blocks_[id].priority)], id);
+    blocks_[id].place = where::free;
+    free_.push_back(id);
+  }
+
   /// Nobody finds it any more.
   void withdraw(int id) {
-    block& given_up = blocks_[id];
-    if (given_up.is == knowledge::unknown || given_up.is == knowledge::withdrawn) return;
+    block& withdrawn = blocks_[id];
+    if (withdrawn.is != knowledge::said) return;
     ++events_.withdrawn_blocks;
-    const content holds = given_up.holds;
-    forget(id);
-    if (given_up.references > 0) {
-      learn(id, holds, knowledge::withdrawn);
-    } else if (given_up.place == where::cached) {
-      std::erase(cached_[static_cast<std::size_t>(given_up.priority)], id);
-      given_up.place = where::free;
-      free_.push_back(id);
+    if (withdrawn.references == 0) {
+      give_up(id);
+      return;
     }
+    const content holds = withdrawn.holds;
+    forget(id);
+    withdrawn.is = knowledge::withdrawn;
+    withdrawn.holds = holds;
   }
 
   // ---- parts of calls
@@ -682,19 +896,27 @@ class reference_cache {
     return no_block;
   }
 
-  void make_tail_writable(sequence_handle handle, int g, step_answer& answer) {
+  void make_tail_writable(sequence_handle handle, int g, step_answer& answer, std::vector<int>& given_up) {
     sequence& grown = at(handle);
     std::vector<int>& table = grown.tables[g];
     if (grown.length % config_.groups[g].block_size == 0) return;  // the next token starts a block
     const int tail = table.back();
-    if (blocks_[tail].references > 1) {
-      --blocks_[tail].references;
+    const bool is_shared = blocks_[tail].references > 1;
+    const bool is_read = is_read_in_flight(grown, g);
+    grown.rewrites_tail[g] = false;
+    if (is_shared || is_read) {
+      if (is_shared) {
+        --blocks_[tail].references;
+      } else {
+        given_up.push_back(tail);
+        ++events_.copies_for_readers_in_flight;
+      }
       table.back() = take();
       answer.copies.emplace_back(tail, table.back());
       changed(handle, g, std::ssize(table) - 1);
       ++events_.copies;
     } else {
-      events_.writes_to_indexed_blocks += blocks_[tail].is == knowledge::indexed;
+      events_.writes_to_indexed_blocks += blocks_[tail].is == knowledge::said;
       forget(tail);
     }
   }
@@ -708,23 +930,16 @@ class reference_cache {
     const int last = committed.published[g] - 1;
     if (last >= 0 && committed.tables[g][last] != null_entry) {
       const content& holds = blocks_[committed.tables[g][last]].holds;
-      const auto first_token = holds.begin() + 2 + std::ptrdiff_t{last} * size;
-      if (!std::equal(first_token, first_token + size, said.tokens.begin() + std::ptrdiff_t{last} * size)) return true;
+      for (int position = last * size; position < (last + 1) * size; ++position) {
+        const int at = 2 + position / key_span_ * link_size() + position % key_span_;
+        if (holds[at] != said.tokens[position]) return true;
+      }
     }
     for (int k = committed.published[g]; k < full; ++k) {
       if (committed.tables[g][k] == null_entry) continue;
       const block& shared = blocks_[committed.tables[g][k]];
-      if (shared.is == knowledge::unknown) continue;
-      // What lies before the published blocks is not looked at again, unless it must be hashed again.
-      const std::ptrdiff_t from =
-          committed.says_again[g] || committed.published[g] == 0 ? 0 : std::ptrdiff_t{committed.published[g]} * size;
-      const content now = content_of(g, said, k);
-      const std::ptrdiff_t keys = 2 + std::ptrdiff_t{k + 1} * size;
-      if (now[1] != shared.holds[1] ||
-          !std::equal(now.begin() + 2 + from, now.begin() + keys, shared.holds.begin() + 2 + from) ||
-          !std::equal(now.begin() + keys + from / key_span_, now.end(), shared.holds.begin() + keys + from / key_span_)) {
-        return true;
-      }
+      // What it published itself is not looked at again.
+      if (shared.is != knowledge::unknown && shared.holds != content_of(g, committed.history, said, k)) return true;
     }
     return false;
   }
@@ -733,10 +948,14 @@ class reference_cache {
     sequence& committed = at(handle);
     if (!config_.prefix_sharing || !committed.publishes) return;
     std::vector<int>& table = committed.tables[g];
-    const int full = static_cast<int>(said.tokens.size()) / config_.groups[g].block_size;
-    if (full > committed.published[g]) committed.says_again[g] = false;
+    const int size = config_.groups[g].block_size;
+    const int computed = static_cast<int>(said.tokens.size());
+    const int full = std::min(computed, committed.tainted_from.value_or(computed)) / size;
+    events_.publications_withheld += full < computed / size;
+    if (full <= committed.published[g]) return;
+    committed.history = history_of(std::move(committed.history), said, full * size / key_span_);
     for (int& k = committed.published[g]; k < full; ++k) {
-      const content holds = content_of(g, said, k);
+      const content holds = content_of(g, committed.history, said, k);
       if (blocks_[table[k]].is != knowledge::unknown) {                     // a fork has said it
         if (blocks_[table[k]].holds != holds) committed.publishes = false;  // in this very call, and otherwise
         continue;
@@ -751,7 +970,7 @@ class reference_cache {
         ++counts_.blocks_merged;
         ++events_.merges;
       } else {
-        learn(table[k], holds, holder ? knowledge::known : knowledge::indexed);
+        learn(table[k], holds, size / key_span_);
         events_.duplicates_kept += holder.has_value();
       }
     }
@@ -776,23 +995,31 @@ class reference_cache {
 
   // ---- parts of predictions
 
-  /// The most blocks that a sequence has at any time in one group.
-  std::int64_t cap(int g, int in_flight) const {
+  /// The most blocks that a sequence has at any time in one group while it grows from `length` tokens, `computed` of them
+  /// computed, in whatever steps.
+  std::int64_t most_at_once(int g, std::int64_t num_tokens, int in_flight, int length, int computed) const {
     const group_config& in = config_.groups[g];
-    return ceil_div(std::int64_t{in.window} - 1 + in_flight, in.block_size) + 1 + sink_entries(g);
+    std::int64_t most = 0;
+    for (std::int64_t done = computed; done <= std::max<std::int64_t>(computed, num_tokens - 1); ++done) {
+      const std::int64_t scheduled = std::min<std::int64_t>(std::max<std::int64_t>(length, done + in_flight), num_tokens);
+      const std::int64_t first_visible = std::max<std::int64_t>(0, done - in.window + 1) / in.block_size;
+      most = std::max(most, entries_for(g, scheduled) - std::max<std::int64_t>(0, first_visible - sink_entries(g)));
+    }
+    return most;
   }
 
   /// New blocks for a sequence of `num_entries` entries, whose window gives back `returned` of its blocks.
-  std::int64_t growth(int g, std::int64_t num_entries, std::int64_t num_tokens, int in_flight, int returned,
-                      bool copied) const {
+  std::int64_t growth(int g, std::int64_t num_entries, std::int64_t num_tokens, int in_flight, int returned, bool copied,
+                      int length, int computed) const {
     const std::int64_t all = entries_for(g, num_tokens) - num_entries + (copied ? 1 : 0);
     if (config_.groups[g].window == 0) return all;
-    return std::max<std::int64_t>(0, std::min(all, cap(g, in_flight) - returned));
+    const std::int64_t most = most_at_once(g, num_tokens, in_flight, length, computed);
+    return std::max<std::int64_t>(0, std::min(all, most - returned));
   }
 
-  std::int64_t blocks_from_nothing(std::int64_t num_tokens, int in_flight) const {
+  std::int64_t blocks_from_nothing(std::int64_t num_tokens, std::int64_t in_flight) const {
     std::int64_t needed = 0;
-    for (int g = 0; g < num_groups(); ++g) needed += growth(g, 0, num_tokens, in_flight, 0, false);
+    for (int g = 0; g < num_groups(); ++g) needed += growth(g, 0, num_tokens, static_cast<int>(in_flight), 0, false, 0, 0);
     return needed;
   }
 
@@ -800,11 +1027,14 @@ class reference_cache {
   int key_span_ = 0;
   int alignment_ = 1;
   std::vector<block> blocks_;
-  std::map<content, int> index_;
+  std::map<content, std::vector<int>> index_;   // earliest first
+  std::map<content, std::int64_t> superseded_;  // histories, and what edition their last link is of instead
+  std::int64_t last_edition_ = 0;
   std::vector<int> free_;                   // the back is taken next
   std::array<std::vector<int>, 4> cached_;  // by priority; the front is evicted next
   std::vector<int> held_;                   // in order of release
   epoch_t epoch_ = 0;
+  std::int64_t retired_ = -1;
   std::map<std::uint64_t, sequence> sequences_;
   std::vector<table_change> changes_;  // since the last step
   std::set<int> replaced_rows_;        // since the last step

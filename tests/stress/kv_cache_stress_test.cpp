@@ -92,7 +92,8 @@ class stress_run {
     for (std::int64_t i = 0; i < operations; ++i) {
       act();
       // The device is a few steps behind.
-      if (const epoch_t epoch = cache_.begin_step(); test_.config.deferred_release && epoch % 3 == 0) cache_.retire(epoch - 3);
+      if (const epoch_t epoch = cache_.begin_step(); test_.config.deferred_release && epoch % 3 == 0)
+        cache_.retire(epoch - 3).value();
       if (i % validate_every == 0) {
         const status valid = cache_.validate();
         ASSERT_TRUE(valid) << valid.error().message() << " after operation " << i;
@@ -103,7 +104,7 @@ class stress_run {
     EXPECT_GT(finished_, 0);
     EXPECT_EQ(times_waited_ > 0, test_.config.deferred_release);
     while (!live_.empty()) release(live_.size() - 1);
-    cache_.retire(cache_.begin_step());
+    cache_.retire(cache_.begin_step()).value();
     const cache_statistics end = cache_.statistics();
     EXPECT_EQ(end.free_blocks, end.usable_blocks);
     EXPECT_EQ(end.sequences, 0);
@@ -170,7 +171,7 @@ class stress_run {
       ASSERT_GT(plan.error().value, plan.error().limit);
       if (plan.error().held > 0 && test_.config.deferred_release) {  // an engine waits before it preempts
         ++times_waited_;
-        cache_.retire(cache_.begin_step());
+        cache_.retire(cache_.begin_step()).value();
         return;
       }
       ++times_full_;

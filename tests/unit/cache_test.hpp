@@ -42,7 +42,7 @@ std::vector<T> copy(std::span<const T> span) {
 class cache_test : public ::testing::TestWithParam<bool> {
  protected:
   static void settle(kv_cache& cache) {
-    cache.retire(cache.begin_step());
+    cache.retire(cache.begin_step()).value();
     cache.validate().value();
   }
   /// A sequence of `num_tokens` tokens, uncommitted.

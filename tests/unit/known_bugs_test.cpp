@@ -102,7 +102,7 @@ class random_run {
   }
   void settle() {
     const epoch_t epoch = cache.begin_step();
-    if (pick(3) > 0) cache.retire(epoch);
+    if (pick(3) > 0) cache.retire(epoch).value();
   }
 
   int pick(int bound) { return static_cast<int>(random_() % static_cast<std::uint64_t>(bound)); }
@@ -458,7 +458,7 @@ TEST_P(known_bugs, CompletionNeverObserved) {
   cache.release(grown(cache, 8)).value();
   const epoch_t last = cache.begin_step();
   EXPECT_EQ(cache.statistics().held_blocks, GetParam() ? 4 : 0) << "what waits is told";
-  cache.retire(last);
+  cache.retire(last).value();
   EXPECT_EQ(cache.statistics().held_blocks, 0);
   EXPECT_EQ(cache.statistics().free_blocks, 6);
 }
@@ -484,10 +484,10 @@ TEST_P(known_bugs, Int32OverflowOfBlockTimesStride) {
   EXPECT_THROW(kv_cache{beyond}, failure);
 
   // In the index a block's record is its tokens: this one lies behind the first 2 GiB.
-  prefix_index index(600, large, 1, 1);
+  prefix_index index({.num_blocks = 600, .block_size = large, .key_span = large, .seed = 1});
   const text tokens = prompt(8);
-  index.insert(block_id{599}, {.low = 1, .high = 2}, tokens, 0, true);
-  EXPECT_EQ(index.find({.low = 1, .high = 2}, tokens), block_id{599});
+  index.insert(block_id{599}, {.identity = {.low = 1, .high = 2}, .tokens = tokens});
+  EXPECT_EQ(index.find(0, {.low = 1, .high = 2}, tokens), block_id{599});
 }
 
 // vllm-metal #511: the null block was counted.

@@ -30,14 +30,20 @@ const text tokens_b{3, 4};
 constexpr block_identity identity_a{.low = 11, .high = 12};
 constexpr block_identity identity_b{.low = 21, .high = 22};
 
-prefix_index sixteen_blocks() { return {16, 2, 1, 7}; }
+prefix_index sixteen_blocks() {
+  return prefix_index({.num_blocks = 16, .block_size = 2, .key_span = 2, .keeps_copies = true, .max_superseded = 8, .seed = 7});
+}
+
+prefix_index::content holding(const block_identity& identity, const text& tokens, std::uint64_t name_space = 0) {
+  return {.group = 0, .identity = identity, .head = identity, .tokens = tokens, .name_space = name_space};
+}
 
 TEST(PrefixIndex, FindsWhatWasInserted) {
   prefix_index index = sixteen_blocks();
-  EXPECT_EQ(index.find(identity_a, tokens_a), not_found);
-  index.insert(block(5), identity_a, tokens_a, 77, true);
-  EXPECT_EQ(index.find(identity_a, tokens_a), block(5));
-  EXPECT_EQ(index.find(identity_b, tokens_b), not_found);
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), not_found);
+  index.insert(block(5), holding(identity_a, tokens_a, 77));
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), block(5));
+  EXPECT_EQ(index.find(0, identity_b, tokens_b), not_found);
   EXPECT_EQ(index.num_indexed(), 1);
   EXPECT_TRUE(index.is_indexed(block(5)));
   EXPECT_TRUE(index.has_content(block(5)));
@@ -49,63 +55,147 @@ TEST(PrefixIndex, FindsWhatWasInserted) {
 
 TEST(PrefixIndex, AHitComparesTheTokensToo) {
   prefix_index index = sixteen_blocks();
-  index.insert(block(5), identity_a, tokens_a, 0, true);
-  EXPECT_EQ(index.find(identity_a, tokens_b), not_found) << "a hash collision";
-  EXPECT_EQ(index.find(identity_a, std::span(tokens_a).first(1)), not_found) << "of a group with other blocks";
-  index.insert(block(6), identity_a, tokens_b, 0, true);
-  EXPECT_EQ(index.find(identity_a, tokens_a), block(5));
-  EXPECT_EQ(index.find(identity_a, tokens_b), block(6));
+  index.insert(block(5), holding(identity_a, tokens_a));
+  EXPECT_EQ(index.find(0, identity_a, tokens_b), not_found) << "a hash collision";
+  EXPECT_EQ(index.find(0, identity_a, std::span(tokens_a).first(1)), not_found) << "of a group with other blocks";
+  index.insert(block(6), holding(identity_a, tokens_b));
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), block(5));
+  EXPECT_EQ(index.find(0, identity_a, tokens_b), block(6));
 }
 
 TEST(PrefixIndex, ForgottenBlocksAreUnknown) {
   prefix_index index = sixteen_blocks();
-  index.insert(block(5), identity_a, tokens_a, 0, true);
-  index.insert(block(6), identity_b, tokens_b, 0, true);
+  index.insert(block(5), holding(identity_a, tokens_a));
+  index.insert(block(6), holding(identity_b, tokens_b));
   index.forget(block(5));
   index.forget(block(5));
-  EXPECT_EQ(index.find(identity_a, tokens_a), not_found);
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), not_found);
   EXPECT_FALSE(index.has_content(block(5)));
-  EXPECT_EQ(index.find(identity_b, tokens_b), block(6));
-  index.insert(block(5), identity_b, tokens_a, 0, true);
+  EXPECT_EQ(index.find(0, identity_b, tokens_b), block(6));
+  index.insert(block(5), holding(identity_b, tokens_a));
   const std::array both{block(5), block(6)};
   index.forget(both);
   EXPECT_EQ(index.num_indexed(), 0);
 }
 
-TEST(PrefixIndex, KnownBlocksAreFoundOncePromoted) {
+TEST(PrefixIndex, TheOldestCopyIsFoundOnceTheOriginalIsForgotten) {
   prefix_index index = sixteen_blocks();
-  index.insert(block(5), identity_a, tokens_a, 0, true);
-  index.insert(block(6), identity_a, tokens_a, 0, false);
-  EXPECT_TRUE(index.is_known(block(6)));
-  EXPECT_EQ(index.num_unfindable(), 1);
-  EXPECT_FALSE(index.promote(block(6))) << "its twin is found";
-  EXPECT_FALSE(index.promote(block(5))) << "it is indexed";
-  EXPECT_FALSE(index.promote(block(4))) << "it is unknown";
-  index.forget(block(5));
-  EXPECT_EQ(index.find(identity_a, tokens_a), not_found);
-  EXPECT_TRUE(index.promote(block(6)));
-  EXPECT_EQ(index.find(identity_a, tokens_a), block(6));
-  EXPECT_EQ(index.num_unfindable(), 0);
+  index.insert(block(5), holding(identity_a, tokens_a));
+  for (const int id : {6, 7, 8, 9}) index.insert(block(id), holding(identity_a, tokens_a), block(5));
   EXPECT_EQ(index.num_indexed(), 1);
+  EXPECT_EQ(index.num_copies(), 4);
+  EXPECT_TRUE(index.is_copy(block(6)));
+  EXPECT_EQ(index.original_of(block(8)), block(5));
+  index.forget(block(7));
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), block(5)) << "a copy that is forgotten changes nothing";
+  index.forget(block(5));
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), block(6));
+  EXPECT_TRUE(index.is_indexed(block(6)));
+  index.withdraw(block(6));
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), block(8)) << "neither the withdrawn one nor the one forgotten before";
+  EXPECT_EQ(index.original_of(block(9)), block(8));
+  const std::array both{block(8), block(9)};
+  index.forget(both);
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), not_found);
+  EXPECT_EQ(index.num_indexed(), 0);
+  EXPECT_EQ(index.num_copies(), 0);
+  EXPECT_EQ(index.num_withdrawn(), 1);
+}
+
+TEST(PrefixIndex, CopiesOfContentsThatShareATagAreToldApart) {
+  prefix_index index = sixteen_blocks();
+  constexpr block_identity same_tag{.low = identity_a.low, .high = 99};
+  index.insert(block(1), holding(identity_a, tokens_a));
+  index.insert(block(2), holding(same_tag, tokens_a));
+  index.insert(block(3), holding(same_tag, tokens_a), block(2));
+  index.insert(block(4), holding(identity_a, tokens_a), block(1));
+  index.forget(block(1));
+  index.forget(block(2));
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), block(4));
+  EXPECT_EQ(index.find(0, same_tag, tokens_a), block(3));
 }
 
 TEST(PrefixIndex, WithdrawnBlocksAreNeverFoundAgain) {
   prefix_index index = sixteen_blocks();
-  index.insert(block(5), identity_a, tokens_a, 0, true);
-  index.insert(block(6), identity_b, tokens_b, 0, false);
-  for (const int id : {4, 5, 6}) index.withdraw(block(id));
-  EXPECT_EQ(index.find(identity_a, tokens_a), not_found);
+  index.insert(block(5), holding(identity_a, tokens_a));
+  index.insert(block(6), holding(identity_b, tokens_b));
+  for (const int id : {4, 5, 6, 6}) index.withdraw(block(id));
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), not_found);
   EXPECT_FALSE(index.has_content(block(4)));
   EXPECT_TRUE(index.has_content(block(5)));
-  EXPECT_FALSE(index.promote(block(5)));
-  EXPECT_FALSE(index.promote(block(6)));
-  EXPECT_EQ(index.num_unfindable(), 2);
+  EXPECT_TRUE(index.is_withdrawn(block(6)));
+  EXPECT_EQ(index.num_withdrawn(), 2);
   EXPECT_EQ(index.num_indexed(), 0);
-  index.insert(block(7), identity_a, tokens_a, 0, true);
-  EXPECT_EQ(index.find(identity_a, tokens_a), block(7)) << "the content may come back with another block";
+  index.insert(block(7), holding(identity_a, tokens_a));
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), block(7)) << "the content may come back with another block";
   index.forget(block(5));
   index.forget(block(6));
-  EXPECT_EQ(index.num_unfindable(), 0);
+  EXPECT_EQ(index.num_withdrawn(), 0);
+}
+
+TEST(PrefixIndex, GroupsHaveTheSameIdentitiesAndBlocksOfTheirOwn) {
+  prefix_index index = sixteen_blocks();
+  prefix_index::content in_another = holding(identity_a, tokens_a);
+  in_another.group = 1;
+  index.insert(block(5), in_another);
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), not_found);
+  EXPECT_EQ(index.find(1, identity_a, tokens_a), block(5));
+  index.insert(block(6), holding(identity_a, tokens_a));
+  EXPECT_EQ(index.find(0, identity_a, tokens_a), block(6));
+  EXPECT_EQ(index.group(block(5)), 1);
+}
+
+TEST(PrefixIndex, HeadsAreKeptWhereBlocksAreOfSeveralLinks) {
+  prefix_index index({.num_blocks = 16, .block_size = 2, .key_span = 1, .keeps_heads = true, .seed = 7});
+  prefix_index::content two_links = holding(identity_b, tokens_a);
+  two_links.head = identity_a;
+  index.insert(block(5), two_links);
+  EXPECT_EQ(index.head(block(5)), identity_a);
+  prefix_index of_one_link = sixteen_blocks();
+  of_one_link.insert(block(5), holding(identity_a, tokens_a));
+  EXPECT_EQ(of_one_link.head(block(5)), identity_a);
+}
+
+TEST(PrefixIndex, WhatIsSupersededIsNotChainedAgain) {
+  prefix_index index = sixteen_blocks();
+  const block_identity root = index.root(0);
+  const block_identity first = index.chain(root, tokens_a, 0);
+  const block_identity behind = index.chain(first, tokens_b, 0);
+  index.supersede(first);
+  EXPECT_TRUE(index.is_superseded(first, 0));
+  EXPECT_FALSE(index.is_superseded(behind, 0));
+  const block_identity second = index.chain(root, tokens_a, 0);
+  EXPECT_NE(second, first);
+  EXPECT_EQ(index.chain(root, tokens_a, 0), second);
+  EXPECT_NE(index.chain(second, tokens_b, 0), behind) << "nor what followed it";
+  EXPECT_EQ(index.chain(root, tokens_b, 0), sixteen_blocks().chain(root, tokens_b, 0)) << "all else is as it was";
+
+  const std::uint64_t mark = index.num_supersede_calls();
+  index.supersede(second);
+  const block_identity third = index.chain(root, tokens_a, 0);
+  EXPECT_NE(third, second);
+  EXPECT_NE(third, first);
+  EXPECT_EQ(index.chain(root, tokens_a, 0), third);
+  EXPECT_FALSE(index.is_superseded(first, mark)) << "named before the mark";
+  EXPECT_TRUE(index.is_superseded(second, mark));
+  index.supersede(first);
+  EXPECT_TRUE(index.is_superseded(first, mark)) << "named again";
+  EXPECT_EQ(index.chain(root, tokens_a, 0), third) << "which changes nothing";
+  EXPECT_EQ(index.num_superseded(), 2);
+  index.forget_superseded();
+  EXPECT_EQ(index.num_superseded(), 0);
+  EXPECT_EQ(index.chain(root, tokens_a, 0), first);
+}
+
+TEST(PrefixIndex, AsManyIdentitiesAreSupersededAsItIsBuiltFor) {
+  prefix_index index = sixteen_blocks();
+  std::set<std::pair<std::uint64_t, std::uint64_t>> seen;
+  for (int i = 0; i < 8; ++i) {
+    const block_identity now = index.chain(index.root(0), tokens_a, 0);
+    EXPECT_TRUE(seen.insert({now.low, now.high}).second);
+    index.supersede(now);
+  }
+  EXPECT_EQ(index.num_superseded(), 8);
 }
 
 TEST(PrefixIndex, DeletionsKeepARunThatWrapsRoundTheTable) {
@@ -118,14 +208,14 @@ TEST(PrefixIndex, DeletionsKeepARunThatWrapsRoundTheTable) {
   for (int round = 0; round < 200; ++round) {
     prefix_index index = sixteen_blocks();
     std::shuffle(order.begin(), order.end(), random);
-    for (const int id : order) index.insert(block(id), identities[id], tokens_a, 0, true);
+    for (const int id : order) index.insert(block(id), holding(identities[id], tokens_a));
     std::shuffle(order.begin(), order.end(), random);
     std::set<int> left(order.begin(), order.end());
     for (const int gone : order) {
       index.forget(block(gone));
       left.erase(gone);
       for (int id = 0; id < 12; ++id) {
-        ASSERT_EQ(index.find(identities[id], tokens_a), left.contains(id) ? block(id) : not_found);
+        ASSERT_EQ(index.find(0, identities[id], tokens_a), left.contains(id) ? block(id) : not_found);
       }
     }
   }
@@ -136,43 +226,40 @@ TEST(PrefixIndex, EntriesOfOneTagAreToldApart) {
   // The table compares the lowest 32 bits; all else is in the records.
   const block_identity same_tag[] = {
       {.low = 5, .high = 1}, {.low = 5, .high = 2}, {.low = 5 + (std::uint64_t{1} << 32), .high = 1}};
-  for (int i = 0; i < 3; ++i) index.insert(block(i), same_tag[i], tokens_a, 0, true);
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(index.find(same_tag[i], tokens_a), block(i));
+  for (int i = 0; i < 3; ++i) index.insert(block(i), holding(same_tag[i], tokens_a));
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(index.find(0, same_tag[i], tokens_a), block(i));
   index.forget(block(0));
-  EXPECT_EQ(index.find(same_tag[0], tokens_a), not_found);
-  EXPECT_EQ(index.find(same_tag[1], tokens_a), block(1));
-  EXPECT_EQ(index.find(same_tag[2], tokens_a), block(2));
+  EXPECT_EQ(index.find(0, same_tag[0], tokens_a), not_found);
+  EXPECT_EQ(index.find(0, same_tag[1], tokens_a), block(1));
+  EXPECT_EQ(index.find(0, same_tag[2], tokens_a), block(2));
 }
 
 TEST(PrefixIndex, AFullPoolIsFound) {
   prefix_index index = sixteen_blocks();
   for (int id = 0; id < 16; ++id)
-    index.insert(block(id), {.low = 31, .high = static_cast<std::uint64_t>(id)}, tokens_a, 0, true);
+    index.insert(block(id), holding({.low = 31, .high = static_cast<std::uint64_t>(id)}, tokens_a));
   for (int id = 0; id < 16; ++id)
-    EXPECT_EQ(index.find({.low = 31, .high = static_cast<std::uint64_t>(id)}, tokens_a), block(id));
-  EXPECT_EQ(index.find({.low = 31, .high = 99}, tokens_a), not_found);
+    EXPECT_EQ(index.find(0, {.low = 31, .high = static_cast<std::uint64_t>(id)}, tokens_a), block(id));
+  EXPECT_EQ(index.find(0, {.low = 31, .high = 99}, tokens_a), not_found);
 }
 
-TEST(PrefixIndex, IdentityIsOfParentTokensAndKeys) {
+TEST(PrefixIndex, IdentityIsOfParentTokensAndKey) {
   prefix_index index = sixteen_blocks();
-  const std::uint64_t zero[] = {0};
-  const std::uint64_t one[] = {1};
-  const block_identity root = index.root(0, 0);
-  const block_identity plain = index.chain(root, tokens_a, {});
-  EXPECT_EQ(index.chain(root, tokens_a, {}), plain);
-  EXPECT_EQ(index.chain(root, tokens_a, zero), plain) << "keys of 0 are none";
-  EXPECT_NE(index.chain(root, tokens_a, one), plain);
-  EXPECT_NE(index.chain(root, tokens_b, {}), plain);
-  EXPECT_NE(index.chain(plain, tokens_a, {}), plain);
-  EXPECT_NE(index.chain(index.root(1, 0), tokens_a, {}), plain) << "another group";
-  EXPECT_NE(index.chain(index.root(0, 1), tokens_a, {}), plain) << "another namespace";
-  EXPECT_NE(index.root(0, 1), index.root(1, 0));
+  const block_identity root = index.root(0);
+  const block_identity plain = index.chain(root, tokens_a, 0);
+  EXPECT_EQ(index.chain(root, tokens_a, 0), plain);
+  EXPECT_NE(index.chain(root, tokens_a, 1), plain);
+  EXPECT_NE(index.chain(root, tokens_a, 1), index.chain(root, tokens_a, 2));
+  EXPECT_NE(index.chain(root, tokens_b, 0), plain);
+  EXPECT_NE(index.chain(plain, tokens_a, 0), plain);
+  EXPECT_NE(index.chain(index.root(1), tokens_a, 0), plain) << "another namespace";
+  EXPECT_NE(index.root(0), index.root(1));
 }
 
 TEST(PrefixIndex, TheSeedKeysTheHash) {
   const auto identity_with = [](std::optional<std::uint64_t> seed) {
-    prefix_index index(16, 2, 1, seed);
-    return index.chain(index.root(0, 0), tokens_a, {});
+    prefix_index index({.num_blocks = 16, .block_size = 2, .key_span = 2, .seed = seed});
+    return index.chain(index.root(0), tokens_a, 0);
   };
   EXPECT_EQ(identity_with(7), identity_with(7));
   EXPECT_NE(identity_with(7), identity_with(8));
@@ -186,12 +273,12 @@ TEST(PrefixIndex, AgreesWithAMapOverRandomInsertionsAndDeletions) {
   std::mt19937_64 random(seed);
   const auto pick = [&](int bound) { return static_cast<int>(random() % static_cast<std::uint64_t>(bound)); };
   constexpr int num_blocks = 50'000;
-  prefix_index index(num_blocks, 1, 1, seed);
+  prefix_index index({.num_blocks = num_blocks, .block_size = 1, .key_span = 1, .seed = seed});
   std::unordered_map<std::int32_t, int> expected;      // token -> block
   std::vector<std::int32_t> token_of(num_blocks, -1);  // of indexed blocks
   std::vector<block_identity> identities(2 * num_blocks);
   for (std::int32_t token = 0; token < 2 * num_blocks; ++token) {
-    identities[token] = index.chain(index.root(0, 0), {&token, 1}, {});
+    identities[token] = index.chain(index.root(0), {&token, 1}, 0);
     identities[token].low &= ~std::uint64_t{0xff};  // runs are long, and tags collide
   }
   for (int operation = 0; operation < 300'000; ++operation) {
@@ -201,18 +288,18 @@ TEST(PrefixIndex, AgreesWithAMapOverRandomInsertionsAndDeletions) {
       expected.erase(token_of[id]);
       token_of[id] = -1;
     } else if (const std::int32_t token = pick(2 * num_blocks); !expected.contains(token)) {
-      index.insert(block(id), identities[token], {&token, 1}, 0, true);
+      index.insert(block(id), holding(identities[token], {token}));
       expected[token] = id;
       token_of[id] = token;
     }
     const std::int32_t sought = pick(2 * num_blocks);
     const auto at = expected.find(sought);
-    ASSERT_EQ(index.find(identities[sought], {&sought, 1}), at == expected.end() ? not_found : block(at->second));
+    ASSERT_EQ(index.find(0, identities[sought], {&sought, 1}), at == expected.end() ? not_found : block(at->second));
   }
   ASSERT_EQ(index.num_indexed(), static_cast<int>(expected.size()));
   for (std::int32_t token = 0; token < 2 * num_blocks; ++token) {
     const auto at = expected.find(token);
-    ASSERT_EQ(index.find(identities[token], {&token, 1}), at == expected.end() ? not_found : block(at->second));
+    ASSERT_EQ(index.find(0, identities[token], {&token, 1}), at == expected.end() ? not_found : block(at->second));
   }
 }
 

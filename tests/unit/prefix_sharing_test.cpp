@@ -230,7 +230,7 @@ TEST_P(prefix_sharing, AKeptDuplicateIsIndexedWhenItsTwinIsGone) {
   commit(cache, b, {.tokens = prompt(9)});
   finish(cache, a);
   EXPECT_EQ(table_of(cache, scheduled(cache, {.tokens = other(12)})), (ids{3, 2, 1})) << "1 and 2 are evicted";
-  EXPECT_EQ(found(cache, {.tokens = prompt(9)}), 0) << "only at release";
+  EXPECT_EQ(found(cache, {.tokens = prompt(9)}), 8) << "while its sequence lives";
   finish(cache, b);
   EXPECT_EQ(cache.statistics().cached_blocks, 2);
   EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(9)}).value().sequence), (ids{4, 5}));
@@ -405,6 +405,107 @@ TEST_P(prefix_sharing, WithoutPrefixSharingNothingIsFound) {
   finish(cache, computed(cache, {.tokens = prompt(9)}));
   EXPECT_EQ(cache.statistics().free_blocks, 12);
   EXPECT_EQ(cache.add({.tokens = prompt(9)}).value().num_cached_tokens, 0);
+}
+
+// An image's identity that is given to one call and not to the next would lead others to its KV.
+TEST_P(prefix_sharing, KeysThatContradictEarlierOnesAreRefused) {
+  kv_cache cache = make(twelve_blocks_of_four);
+  const auto refused = [&](sequence_handle sequence, int num_tokens, const keys& extra) {
+    const status answer = cache.commit(sequence, {.tokens = prompt(num_tokens), .extra_keys = extra});
+    EXPECT_FALSE(answer) << num_tokens;
+    cache.validate().value();
+    const error cause = answer ? error{.code = errc::corrupted} : answer.error();
+    EXPECT_EQ(cause.code, errc::invalid_argument);
+    return cause;
+  };
+  const sequence_handle a = cache.add({.tokens = prompt(9), .extra_keys = keys{7, 7, 0}}).value().sequence;
+  (void)cache.step({{a, 9}}).value();
+  const error dropped = refused(a, 9, {});
+  EXPECT_EQ(dropped.value, 0) << "the key given";
+  EXPECT_EQ(dropped.limit, 7) << "the key said before";
+  refused(a, 4, {8});
+  refused(a, 9, {7, 0, 0});
+  EXPECT_EQ(cache.computed_length(a).value(), 0);
+  EXPECT_EQ(found(cache, {.tokens = prompt(9)}), 0);
+  commit(cache, a, {.tokens = prompt(9), .extra_keys = keys{7, 7, 5}});  // the last one had only begun
+  EXPECT_EQ(found(cache, {.tokens = prompt(9)}), 0) << "a text-only request does not hit the image's KV";
+  EXPECT_EQ(found(cache, {.tokens = prompt(9), .extra_keys = keys{7, 7, 0}}), 8);
+
+  // Said by an earlier commit alone.
+  const sequence_handle b = cache.add().value();
+  (void)cache.step({{b, 9}}).value();
+  commit(cache, b, {.tokens = prompt(4), .extra_keys = keys{7}});
+  refused(b, 9, {9, 9, 0});
+  refused(b, 4, {});
+  const sequence_handle child = cache.fork(b).value();
+  refused(child, 9, {});
+  commit(cache, child, {.tokens = prompt(9), .extra_keys = keys{7, 9, 0}});
+
+  // None, where none were said: and some, where it was said that there are none.
+  const sequence_handle c = cache.add({.tokens = prompt(9, 50)}).value().sequence;
+  (void)cache.step({{c, 9}}).value();
+  const text plain = prompt(9, 50);
+  EXPECT_FALSE(cache.commit(c, {.tokens = plain, .extra_keys = keys{0, 3, 0}}));
+  EXPECT_TRUE(cache.commit(c, {.tokens = plain, .extra_keys = keys{0, 0, 0}}));
+
+  // What is truncated away may be said otherwise.
+  cache.truncate(b, 3).value();
+  (void)cache.step({{b, 6}}).value();
+  commit(cache, b, {.tokens = prompt(9)});
+}
+
+TEST_P(prefix_sharing, KeysOfAnEarlierBlockAreComparedThoughLaterOnesAgree) {
+  kv_cache cache = make(twelve_blocks_of_four);
+  const sequence_handle a = cache.add().value();
+  (void)cache.step({{a, 12}}).value();
+  commit(cache, a, {.tokens = prompt(8), .extra_keys = keys{7, 0}});
+  EXPECT_FALSE(cache.commit(a, {.tokens = prompt(12)}));
+  commit(cache, a, {.tokens = prompt(12), .extra_keys = keys{7, 0, 0}});
+  EXPECT_EQ(found(cache, {.tokens = prompt(13)}), 0);
+}
+
+TEST_P(prefix_sharing, TheGranularityOfHitsIsTold) {
+  kv_cache_config config = twelve_blocks_of_four;
+  config.groups = {{.block_size = 16}, {.block_size = 17}};
+  EXPECT_EQ(make(config).hit_granularity(), 272);
+  config.groups = {{.block_size = 4}, {.block_size = 8, .window = 9}};
+  EXPECT_EQ(make(config).hit_granularity(), 8);
+}
+
+TEST_P(prefix_sharing, TheContentOfAKeptDuplicateIsAsYoungAsItsLastRelease) {
+  kv_cache_config config = twelve_blocks_of_four;
+  config.num_blocks = 8;
+  config.merge_duplicates = false;
+  kv_cache cache = make(config);
+  const sequence_handle a = scheduled(cache, {.tokens = prompt(5)});  // 1 2
+  const sequence_handle b = scheduled(cache, {.tokens = prompt(5)});  // 3 4
+  const sequence_handle c = scheduled(cache, {.tokens = other(5)});   // 5 6
+  commit(cache, a, {.tokens = prompt(5)});
+  commit(cache, b, {.tokens = prompt(5)});
+  commit(cache, c, {.tokens = other(5)});
+  finish(cache, a);
+  finish(cache, c);
+  finish(cache, b);
+  EXPECT_EQ(cache.statistics().cached_blocks, 2) << "one of each content";
+  (void)scheduled(cache, {.tokens = prompt(24, 900)});  // all but one
+  EXPECT_EQ(found(cache, {.tokens = other(5)}), 0) << "the content released longer ago is given up";
+  EXPECT_EQ(found(cache, {.tokens = prompt(5)}), 4);
+}
+
+// A live copy is found when the block that was found before it is evicted.
+TEST_P(prefix_sharing, ALiveDuplicateIsFoundWhenTheFirstCopyIsEvicted) {
+  kv_cache_config config = twelve_blocks_of_four;
+  config.groups = {{.block_size = 2}};
+  config.num_blocks = 4;
+  config.merge_duplicates = false;
+  kv_cache cache = make(config);
+  const sequence_handle a = scheduled(cache, {.tokens = text{0, 1}});
+  const sequence_handle b = scheduled(cache, {.tokens = text{0, 1}});
+  commit(cache, a, {.tokens = text{0, 1}});
+  commit(cache, b, {.tokens = text{0, 1}});
+  finish(cache, a);
+  (void)scheduled(cache, {.tokens = text{7, 7, 7, 7}});
+  EXPECT_EQ(found(cache, {.tokens = text{0, 1, 5}}), 2);
 }
 
 }  // namespace

@@ -51,12 +51,28 @@ class block_pool {
 
   /// Says whether a block's content can be found, and so is worth keeping. A cached block that cannot be becomes free. O(1).
   void set_findable(block_id block, bool findable) noexcept;
+  /// Gives a block at least the priority that another one was given. O(1).
+  void inherit_priority(block_id block, block_id from) noexcept {
+    nodes_[to_int(block)].raise_priority(nodes_[to_int(from)].priority());
+  }
 
-  /// With deferred release: what is released from now on waits for retire() of the epoch returned. O(1).
+  /// With deferred release: what is released from now on waits for retire() of the epoch returned, 1 the first time. What was
+  /// released before belongs to epoch 0. O(1).
   epoch_t begin_epoch() noexcept { return ++epoch_; }
   /// Everything released in epochs up to `epoch` may be reused; of what becomes free, the tail of the earliest release first.
-  /// O(blocks that were held).
-  void retire(epoch_t epoch) noexcept;
+  /// invalid_argument: an epoch that has not begun; nothing changed. O(blocks that were held).
+  status retire(epoch_t epoch) noexcept;
+
+  /// With deferred release: whether somebody whose epoch is not retired may still read a referenced block, besides those who
+  /// reference it: an owner that has let go of it since, or a reader that note_reader() told of. O(1).
+  [[nodiscard]] bool is_read_in_flight(block_id block) const noexcept {
+    const node& read = nodes_[to_int(block)];
+    return read.has_former_reader() && is_after(read.former_reader(), retired_);
+  }
+  /// Work of this epoch reads a referenced block whose owners it is not one of. O(1).
+  void note_reader(block_id block) noexcept {
+    if (deferred_release_) nodes_[to_int(block)].set_former_reader(epoch_);
+  }
 
   [[nodiscard]] std::int32_t num_blocks() const noexcept { return num_blocks_; }
   /// Blocks that may be handed out: all but the null block.
@@ -113,13 +129,26 @@ class block_pool {
       return state() == state_of::referenced ? static_cast<std::int32_t>(word_) : 0;
     }
     [[nodiscard]] epoch_t released_in() const noexcept { return static_cast<epoch_t>(word_); }  // while held
+    /// While referenced: the latest epoch in which somebody read it who does not reference it any more.
+    [[nodiscard]] bool has_former_reader() const noexcept { return (word_ & former_reader_bit) != 0; }
+    [[nodiscard]] epoch_t former_reader() const noexcept { return static_cast<epoch_t>(previous); }
 
     /// While referenced.
     void add_reference() noexcept { ++word_; }
     void drop_reference() noexcept { --word_; }
+    void set_former_reader(epoch_t epoch) noexcept {
+      previous = static_cast<std::int32_t>(epoch);
+      word_ |= former_reader_bit;
+    }
     /// The first reference of a block that had none.
-    void revive() noexcept { set(state_of::referenced, 1); }
-    void hold(epoch_t epoch) noexcept { set(state_of::held, epoch); }
+    void revive() noexcept {
+      if (state() == state_of::held) set_former_reader(released_in());
+      set(state_of::referenced, 1);
+    }
+    void hold(epoch_t epoch) noexcept {
+      set(state_of::held, epoch);
+      word_ &= ~former_reader_bit;
+    }
     void set_unreferenced(state_of state) noexcept { set(state, 0); }
     void raise_priority(eviction_priority given) noexcept {
       if (given > priority()) {
@@ -129,11 +158,12 @@ class block_pool {
     void set_findable(bool findable) noexcept { word_ = findable ? word_ | findable_bit : word_ & ~findable_bit; }
 
    private:
-    // From the lowest bit on: 32 of the number of references (while held, of the epoch of the release), 8 each of state,
-    // priority and findable.
+    // From the lowest bit on: 32 of the number of references (while held, of the epoch of the release), 8 each of state and
+    // priority, one each of findable and of whether `previous`, which no list uses then, is the epoch of a former reader.
     static constexpr int state_shift = 32;
     static constexpr int priority_shift = 40;
     static constexpr std::uint64_t findable_bit = std::uint64_t{1} << 48;
+    static constexpr std::uint64_t former_reader_bit = std::uint64_t{1} << 49;
     static constexpr std::uint64_t just_owned = 1;  // state_of::referenced and eviction_priority::low are 0
 
     void set(state_of state, std::uint32_t count) noexcept {
@@ -144,6 +174,10 @@ class block_pool {
   };
   static constexpr std::int32_t num_priorities = 4;
 
+  /// By signed distance, so that epochs may wrap.
+  [[nodiscard]] static bool is_after(epoch_t epoch, epoch_t other) noexcept {
+    return static_cast<std::int32_t>(epoch - other) > 0;
+  }
   [[nodiscard]] std::int32_t cached_list(eviction_priority priority) const noexcept {
     return num_blocks_ + static_cast<std::int32_t>(priority);
   }
@@ -164,8 +198,9 @@ class block_pool {
   std::int32_t num_cached_ = 0;
   std::int32_t num_held_ = 0;
   epoch_t epoch_ = 0;
-  std::vector<node> nodes_;     // [num_blocks], then the sentinels: one list per priority, and what is held
-  std::vector<block_id> free_;  // a stack with room for all
+  epoch_t retired_ = ~epoch_t{0};  // the latest one: before epoch 0 at first
+  std::vector<node> nodes_;        // [num_blocks], then the sentinels: one list per priority, and what is held
+  std::vector<block_id> free_;     // a stack with room for all
 };
 
 // take() and release() are inline for the sake of single blocks, where a call would cost more than the work.
@@ -222,7 +257,11 @@ inline status block_pool::release(std::span<const block_id> blocks, eviction_pri
     const std::int32_t block = to_int(blocks[i]);
     node& released = nodes_[block];
     released.raise_priority(priority);
-    if (released.references() != 0 || released.state() != state_of::referenced) continue;  // shared, or twice in this call
+    if (released.state() != state_of::referenced) continue;  // twice in this call
+    if (released.references() != 0) {
+      if (deferred_release_) released.set_former_reader(epoch_);
+      continue;
+    }
     if (deferred_release_) {
       hold(block);
     } else {

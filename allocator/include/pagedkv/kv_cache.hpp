@@ -45,13 +45,15 @@ struct kv_cache_config {
   std::int32_t max_sequences = 0;
   std::int32_t max_tokens_per_sequence = 0;
   std::int32_t watermark_blocks = 0;  ///< Kept available by can_fit_now, so that running sequences can grow.
+  /// Whether a pool that cannot hold one sequence of max_tokens_per_sequence, stepped a token at a time, is refused.
+  bool require_longest_fits = false;
   bool prefix_sharing = false;
   bool merge_duplicates = true;   ///< commit() replaces a block whose content is indexed already; off for append-only tables.
   bool deferred_release = false;  ///< Released blocks wait for retire(); off: everything runs in one stream's order.
   std::optional<std::uint64_t> hash_seed = {};  ///< Random unless given.
 };
 
-/// One full-attention group with the blocks and null block of a plan.
+/// One full-attention group with the blocks and null block of a plan; the longest sequence must fit.
 [[nodiscard]] kv_cache_config config_for(const pool_plan& plan, std::int32_t max_sequences,
                                          std::int32_t max_tokens_per_sequence);
 
@@ -59,7 +61,8 @@ struct kv_cache_config {
 struct sequence_tokens {
   std::span<const std::int32_t> tokens;
   std::uint64_t name_space = 0;  ///< Sequences of different namespaces (tenant, adapter) share nothing.
-  /// Empty, or one per key_span() tokens, the last one begun included: identities of images and the like; 0: none.
+  /// Empty, or one per key_span() tokens, the last one begun included: identities of images and the like; 0: none. Every call
+  /// that says a sequence's tokens says the same keys of them.
   std::span<const std::uint64_t> extra_keys = {};
 };
 
@@ -78,6 +81,14 @@ struct step_entry {
 struct commit_entry {
   sequence_handle sequence;
   sequence_tokens content;
+};
+
+/// A live sequence whose content is wrong, and from where on.
+struct tainted_sequence {
+  sequence_handle sequence;
+  std::int32_t first_token = 0;  ///< Truncated to no more than so many tokens, it is sound again.
+
+  friend bool operator==(const tainted_sequence&, const tainted_sequence&) = default;
 };
 
 /// An entry of the block tables that changed.
@@ -117,6 +128,21 @@ struct block_need {
 
   [[nodiscard]] std::int64_t total() const noexcept { return new_blocks + revived_blocks; }
   friend bool operator==(const block_need&, const block_need&) = default;
+};
+
+/// When a request can be admitted, and what that waits for. An engine that does what it says always makes progress.
+struct admission {
+  enum class time : std::uint8_t {
+    now,            ///< It fits.
+    after_retire,   ///< It fits once all begun epochs are retired, whether their steps had work for a device or not.
+    after_release,  ///< Sequences must end, or be preempted, first; what they held may have to be retired then.
+    never,          ///< It does not fit an empty cache, or add() would refuse it: refuse it too.
+  };
+  time when = time::now;
+  std::int64_t missing_blocks = 0;     ///< How many more must be available, the watermark included.
+  std::int64_t held_blocks = 0;        ///< How many retire() makes available, those that the request would share left out.
+  std::int64_t blocks_to_release = 0;  ///< How many of the missing ones sequences must give up: what held ones leave.
+  error why = {};                      ///< Unless now: what is short or wrong, by how much, and the remedy.
 };
 
 /// Counts of one cache, taken at one moment.
@@ -165,11 +191,18 @@ class kv_cache {
   [[nodiscard]] result<added_sequence> add(const sequence_tokens& content) noexcept;
 
   /// A new sequence with the same tokens, for parallel sampling and beams. All blocks are shared; a partly filled one is copied
-  /// when either side writes to it. out_of_sequences; stale_sequence: nothing changed. Cost: O(its blocks).
+  /// when one side writes to it, and the last that holds it writes in place. out_of_sequences; stale_sequence: nothing changed.
+  /// Cost: O(its blocks).
   [[nodiscard]] result<sequence_handle> fork(sequence_handle sequence) noexcept;
 
   /// Makes room for the tokens of one step, taking blocks where a sequence's last one fills or must be copied. Chunks give the
   /// same slots as one call for all. Takes the blocks of copies first, in the order of entries, then group by group.
+  ///
+  /// A block is written in place only when no other sequence has it and, with deferred_release, no work of an epoch that is not
+  /// retired can read the positions written: those that truncate() cut off, which a sequence that has let go of the block
+  /// since, or a copy from it, may have seen. Otherwise the write goes to a copy, which costs a block and the copying of it;
+  /// the old one is held like any that is released. A sequence's own steps, and those of forks that build on them, follow one
+  /// another on the device: they do not count.
   ///
   /// @param entries  host, at most max_sequences: live sequence, each at most once, and number of tokens (>= 1).
   /// @return the plan; or, with every sequence and the pool unchanged:
@@ -189,10 +222,11 @@ class kv_cache {
   /// Forks that contradict each other within one call: the first one's tokens count, the other publishes no more.
   /// @return with nothing changed, and `index` saying which entry: stale_sequence; invalid_argument: a sequence repeated,
   ///         fewer tokens than were committed, more than the sequence holds, another namespace, extra_keys of the wrong
-  ///         length, or tokens that contradict the last block committed, or a block that a fork of the sequence committed
+  ///         length, or other keys than were said before (of key_span() tokens that were all there then; while the sequence
+  ///         publishes), or tokens that contradict the last block committed, or a block that a fork of the sequence committed
   ///         (looked at when the call fills another block, or adds no token: nothing is published behind tokens that differ).
-  ///         Contradictions are looked for last, group by group.
-  /// Cost: O(entries + blocks newly filled); after a truncate() into committed blocks once O(tokens), to hash them again.
+  ///         Contradictions of tokens are looked for last, group by group.
+  /// Cost: O(entries + blocks newly filled); of sequences with keys also O(their keys).
   status commit(std::span<const commit_entry> entries) noexcept;
   status commit(sequence_handle sequence, const sequence_tokens& content) noexcept {
     const commit_entry entry{sequence, content};
@@ -213,15 +247,35 @@ class kv_cache {
   /// stale_sequence: nothing changed. Cost: O(its blocks, and table changes since the last step).
   status release(sequence_handle sequence, eviction_priority priority = eviction_priority::normal) noexcept;
 
-  /// With deferred_release: what is released from now on is held until retire() of the epoch returned. O(1).
+  /// With deferred_release: what is released from now on is held until retire() of the epoch returned. Called before step().
+  /// Every epoch must be retired, also one whose step was refused or had no work for a device: what was released in it is held
+  /// all the same. Epochs count from 1; what is released before the first belongs to epoch 0. O(1).
   epoch_t begin_step() noexcept { return pool_.begin_epoch(); }
-  /// The device is done with all steps up to `epoch`: what they released may be reused. Cost: O(blocks held by them).
-  void retire(epoch_t epoch) noexcept { pool_.retire(epoch); }
+  /// The device is done with all steps up to `epoch`: what they released may be reused. An epoch that is retired already
+  /// changes nothing. invalid_argument: an epoch that has not begun; nothing changed. Cost: O(blocks held by them).
+  status retire(epoch_t epoch) noexcept { return pool_.retire(epoch); }
 
-  /// Makes blocks impossible to find; those without references become free. Blocks that cannot be found anyway are passed over.
+  /// Gives the room of blocks back whose content is right: they cannot be found any more, those without references become free;
+  /// what was computed from them stays right, and can be found. Blocks that cannot be found anyway are passed over.
   /// invalid_block: `index` is null or foreign; nothing changed. Cost: O(blocks).
   status evict(std::span<const block_id> blocks) noexcept;
-  /// The same for every block, or for those of one namespace. Sequences that live keep their blocks, and publish no more: what
+
+  /// Declares the content of blocks wrong (a load that failed, a checksum that does not hold), and so everything computed from
+  /// it, in every group: no copy of that content and nothing behind it can be found or merged into from now on. Content, not
+  /// place, is what counts: a sequence that computed the same tokens by itself is named too. Live sequences that hold a block,
+  /// or whose tokens were computed from its content, are tainted: they publish nothing behind first_token until they are
+  /// truncated to no more than that; then what they compute again is published like any other. Their forks are tainted as well.
+  ///
+  /// What was cached behind the content stays in its place, unreachable, until it is evicted.
+  /// @param blocks  host: any blocks of the pool, published or not, referenced or not.
+  /// @return the sequences tainted by these blocks, each once; borrowed until the next call. invalid_block: `index` is null or
+  ///         foreign; nothing changed.
+  /// Cost: O(blocks + table entries of the live sequences), and one look-up for each key_span() tokens that they published;
+  /// later look-ups and commits one probe of a small table per key_span() tokens; nothing in step(). After num_blocks +
+  /// max_sequences different contents the next call does what reset() does first, once.
+  [[nodiscard]] result<std::span<const tainted_sequence>> invalidate(std::span<const block_id> blocks) noexcept;
+
+  /// evict() for every block, or for those of one namespace. Sequences that live keep their blocks, and publish no more: what
   /// they compute still depends on what was given up. Cost: O(num_blocks).
   void reset() noexcept;
   void reset(std::uint64_t name_space) noexcept;
@@ -254,6 +308,9 @@ class kv_cache {
   /// Whether a sequence of `num_tokens` tokens (>= 1) would fit an empty cache. What cannot must be refused, not retried.
   /// O(groups).
   [[nodiscard]] bool can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight = whole_prompt) const noexcept;
+  /// What can_fit_now() answers, with the reason. Cost: as that.
+  [[nodiscard]] admission when_fits(const sequence_tokens& content, std::int32_t in_flight = whole_prompt) const noexcept;
+  [[nodiscard]] admission when_fits(std::int64_t num_tokens, std::int32_t in_flight = whole_prompt) const noexcept;
 
   /// Tokens a sequence holds; and how many of them are computed. stale_sequence.
   [[nodiscard]] result<std::int32_t> length(sequence_handle sequence) const noexcept;
@@ -268,6 +325,9 @@ class kv_cache {
   [[nodiscard]] std::int32_t num_groups() const noexcept { return static_cast<std::int32_t>(groups_.size()); }
   /// Tokens per extra key: the greatest common divisor of the block sizes.
   [[nodiscard]] std::int32_t key_span() const noexcept { return key_span_; }
+  /// What a hit of add() is a multiple of, in tokens: the least common multiple of the block sizes. Groups of 16 and 17 share
+  /// nothing below 272 tokens.
+  [[nodiscard]] std::int64_t hit_granularity() const noexcept { return alignment_; }
   [[nodiscard]] std::int32_t available_blocks() const noexcept { return pool_.available_blocks(); }
 
   /// O(sequences).
@@ -288,10 +348,15 @@ class kv_cache {
     std::int32_t length = 0;
     std::int32_t computed = 0;
     bool publishes = false;
-    bool has_name_space = false;  // set by add() with tokens, or the first commit
+    bool has_name_space = false;           // set by add() with tokens, or the first commit
+    bool has_keys = false;                 // whether its row of keys_ holds what was said; otherwise that was 0
+    std::int32_t num_links = 0;            // of its row of chains_
+    std::int32_t num_prompt_links = 0;     // whose keys add() was told
+    std::int32_t tainted_from = no_taint;  // tokens that are sound
     std::uint64_t name_space = 0;
     std::uint64_t last_named = 0;  // the call that named it last, so that a repeated entry shows
   };
+  static constexpr std::int32_t no_taint = std::numeric_limits<std::int32_t>::max();
   /// A sequence in one group.
   struct row_state {
     std::int32_t num_blocks = 0;  // entries of its row, null ones included
@@ -299,20 +364,23 @@ class kv_cache {
     slot_t next_slot = 0;         // of position `length`; meaningless while tail_room is 0
     bool tail_is_private =
         true;  // false: look before writing whether the tail is shared or indexed; meaningless while tail_room is 0
-    bool parent_known = true;  // whether `parent` is the identity of block `num_published - 1`
+    bool tail_is_rewritten = false;  // whether others may have read what stood behind the length; only while not private
     std::int32_t num_published = 0;
     std::int32_t first_live = 0;  // entries [sink_blocks, first_live) are null
-    block_identity parent;
   };
   struct group {
     group_config config;
     std::int32_t sink_blocks;
-    std::int32_t keys_per_block;
+    std::int32_t links_per_block;
     block_table table;
-    std::vector<row_state> rows;             // [max_sequences]
-    std::vector<block_identity> identities;  // [row width]: of the tokens being looked up
-    std::vector<block_id> found;             // [row width]
-    std::vector<std::int32_t> run;           // [row width]: of a window group, found blocks ending here
+    std::vector<row_state> rows;    // [max_sequences]
+    std::vector<block_id> found;    // [row width]: by look_up()
+    std::vector<std::int32_t> run;  // [row width]: of a window group, found blocks ending here
+  };
+  /// The identities of a sequence's tokens, a link per key_span tokens, found as they are asked for.
+  struct token_chain {
+    block_identity* links;
+    std::int32_t num_links;
   };
   /// New blocks a sequence needs in one group.
   struct growth {
@@ -325,12 +393,9 @@ class kv_cache {
   };
   /// A block whose content is about to be looked for and published.
   struct publication {
-    std::int32_t group;
     std::int32_t row;
     std::int32_t logical_block;
-    block_identity identity;
-    std::span<const std::int32_t> tokens;
-    std::uint64_t name_space;
+    prefix_index::content content;
   };
   static constexpr std::size_t most_pending = 32;
   /// An entry of a commit that looks at its blocks in a group.
@@ -342,6 +407,7 @@ class kv_cache {
     std::int32_t group;
     std::int32_t row;
     block_id source;
+    bool is_last_holder;  // copies because of a reader in flight, and has not given its reference up yet
   };
   [[nodiscard]] static bool names(sequence_handle handle, const sequence_state& sequence) noexcept {
     return sequence.generation == handle.generation && (handle.generation & 1U) != 0;
@@ -352,7 +418,7 @@ class kv_cache {
   [[nodiscard]] status check_content(const sequence_tokens& content, std::int64_t index = error::none) const noexcept;
   /// Whether a block's content is recorded. Asks the pool first: its nodes are warmer than the index's records.
   [[nodiscard]] bool has_content(block_id block) const noexcept {
-    return pool_.is_findable(block) || (index_->num_unfindable() > 0 && pool_.is_usable(block) && index_->has_content(block));
+    return pool_.is_findable(block) || (index_->num_withdrawn() > 0 && pool_.is_usable(block) && index_->has_content(block));
   }
   /// Whether a commit must look at a row's blocks: it fills some, or says nothing new.
   [[nodiscard]] static bool looks_at_blocks(const group& in, const row_state& row, const sequence_state& sequence,
@@ -361,19 +427,41 @@ class kv_cache {
     return in.table.logical_block(computed) != row.num_published || computed == sequence.computed;
   }
   [[nodiscard]] std::int32_t first_live(const group& in, std::int32_t computed) const noexcept;
-  [[nodiscard]] std::span<const std::uint64_t> keys_of(const group& in, const sequence_tokens& content,
-                                                       std::int32_t block) const noexcept;
-  std::int32_t look_up_blocks(std::int32_t group_index, const sequence_tokens& content, std::int32_t wanted,
+  [[nodiscard]] block_identity* chain_of(std::int32_t row) noexcept { return &chains_[std::int64_t{row} * links_per_row_]; }
+  [[nodiscard]] std::uint64_t* keys_of(std::int32_t row) noexcept { return &keys_[std::int64_t{row} * links_per_row_]; }
+  /// The identity of the first `num_links` links of content.
+  const block_identity& chain_to(std::int32_t num_links, token_chain& chain, const sequence_tokens& content) const noexcept;
+  [[nodiscard]] std::int32_t num_keys_said(const sequence_state& sequence) const noexcept {
+    return std::max(sequence.num_prompt_links, sequence.computed / key_span_);
+  }
+  [[nodiscard]] status check_keys(std::uint32_t row, const sequence_tokens& content, std::int64_t index) const noexcept;
+  void remember_keys(std::uint32_t row, const sequence_tokens& content) noexcept;
+  std::int32_t look_up_blocks(std::int32_t group_index, const sequence_tokens& content, token_chain& chain, std::int32_t wanted,
                               bool up_to_a_miss) const noexcept;
-  /// The longest cached prefix; leaves each group's blocks in `found`.
-  [[nodiscard]] std::int32_t look_up(const sequence_tokens& content) const noexcept;
+  /// The longest cached prefix; leaves each group's blocks in `found`, and the identities that led there in `links`.
+  [[nodiscard]] std::int32_t look_up(const sequence_tokens& content, block_identity* links) const noexcept;
   /// Calls use(logical block, block) for each found block that a hit of `num_tokens` references.
   template <class Use>
   void for_each_hit(const group& in, std::int32_t num_tokens, Use use) const noexcept;
-  /// What a sequence needs to grow to `num_tokens`: it has `entries` in a group's row, and `own` of them it alone references or
-  /// keeps for ever.
-  [[nodiscard]] growth growth_of(const group& in, std::int64_t num_tokens, std::int32_t entries, std::int32_t own,
-                                 std::int32_t in_flight) const noexcept;
+  /// What a sequence of `length` tokens, so many of them computed, needs to grow to `num_tokens`: it has `entries` in a group's
+  /// row, and `own` of them it alone references or keeps for ever.
+  [[nodiscard]] growth growth_of(const group& in, std::int64_t num_tokens, std::int32_t in_flight, std::int64_t length = 0,
+                                 std::int64_t computed = 0, std::int32_t entries = 0, std::int32_t own = 0) const noexcept;
+  /// New blocks for a sequence of which nothing is cached.
+  [[nodiscard]] std::int64_t blocks_from_nothing(std::int64_t num_tokens, std::int32_t in_flight) const noexcept;
+  /// How many requests fit together, from the first on; of the one that does not, what it needs of all that is left for it.
+  struct fitting {
+    std::int32_t num_requests = 0;
+    std::int64_t needed = 0;
+    std::int64_t available = 0;
+    std::int64_t held_hits = 0;  ///< Held blocks it would share.
+  };
+  [[nodiscard]] fitting fit(std::span<const sequence_tokens> requests, std::int32_t in_flight) const noexcept;
+  [[nodiscard]] std::int64_t watermark() const noexcept {
+    return free_sequences_.size() == sequences_.size() ? 0 : config_.watermark_blocks;
+  }
+  [[nodiscard]] status check_ever_fits(std::int64_t num_tokens, std::int32_t in_flight) const noexcept;
+  [[nodiscard]] admission admit(std::int64_t needed, std::int64_t held_hits) const noexcept;
 
   /// What a step needs. Gives up references of shared tails that it must copy, which undo_planned_copies() puts back.
   [[nodiscard]] result<block_need> plan_step(std::span<const step_entry> entries) noexcept;
@@ -381,15 +469,16 @@ class kv_cache {
   void take(std::span<block_id> blocks) noexcept;
   void make_tail_private(group& in, std::int32_t row) noexcept;
   void extend(std::int32_t group_index, std::int32_t row, std::int32_t num_tokens) noexcept;
-  [[nodiscard]] bool agrees(const group& in, std::int32_t group_index, std::int32_t row,
-                            const sequence_tokens& content) const noexcept;
-  [[nodiscard]] block_identity parent_of(const group& in, std::int32_t group_index, std::int32_t row,
-                                         const sequence_tokens& content) const noexcept;
+  [[nodiscard]] bool agrees(const group& in, std::int32_t row, const sequence_tokens& content) noexcept;
   void publish(std::int32_t group_index, std::int32_t row, const sequence_tokens& content) noexcept;
   void publish_pending() noexcept;
   void leave_windows(std::int32_t row, std::int32_t computed) noexcept;
   void release_row(group& in, std::int32_t row, std::int32_t first, eviction_priority priority) noexcept;
   void release_blocks(std::span<const block_id> blocks, eviction_priority priority) noexcept;
+  void settle_content(block_id block) noexcept;
+  [[nodiscard]] status check_blocks(std::span<const block_id> blocks) const noexcept;
+  [[nodiscard]] std::uint32_t take_marks(std::uint32_t count) const noexcept;
+  void withdraw_from(std::int32_t row, std::int32_t first_token) noexcept;
   void withdraw(block_id block) noexcept;
   void withdraw_all(const std::uint64_t* name_space) noexcept;
   void renew_changes(std::int64_t num_changes) noexcept;
@@ -401,10 +490,15 @@ class kv_cache {
   std::int64_t alignment_;  // least common multiple of the block sizes
   bool has_windows_ = false;
   block_pool pool_;
-  mutable std::unique_ptr<prefix_index> index_;  // null without prefix_sharing; mutable for the scratch a hash needs
-  mutable std::vector<group> groups_;            // mutable for the scratch of look_up()
-  std::vector<sequence_state> sequences_;        // [max_sequences]
-  std::vector<std::uint32_t> free_sequences_;    // a stack of rows, never longer than at first
+  std::int32_t links_per_row_;
+  mutable std::unique_ptr<prefix_index> index_;          // null without prefix_sharing; mutable for the scratch a hash needs
+  mutable std::vector<group> groups_;                    // mutable for the scratch of look_up()
+  std::vector<sequence_state> sequences_;                // [max_sequences]
+  std::vector<std::uint32_t> free_sequences_;            // a stack of rows, never longer than at first
+  lazy_array<block_identity> chains_;                    // [max_sequences, links_per_row_]: of the tokens it published
+  lazy_array<std::uint64_t> keys_;                       // [max_sequences, links_per_row_]: as said
+  mutable std::vector<block_identity> looked_up_links_;  // [links_per_row_]: of content that no sequence has
+  std::vector<tainted_sequence> tainted_;                // [max_sequences] at most
   std::uint64_t num_calls_ = 0;
   cache_statistics counts_;  // its running counts
   // What step() hands out.
@@ -422,7 +516,7 @@ class kv_cache {
   std::vector<publication> pending_;    // [most_pending] at most
   std::vector<group_entry> looked_at_;  // [max_sequences * groups] at most
   std::vector<block_id> released_;      // [widest row]: scratch for blocks around a hole
-  // how_many_fit()'s scratch.
+  // Scratch of fit() and invalidate().
   mutable std::vector<std::uint32_t> seen_;  // [num_blocks]
   mutable std::vector<growth> growths_;      // [max_sequences, groups]
   mutable std::uint32_t next_mark_ = 1;

@@ -12,8 +12,9 @@
 
 namespace pagedkv {
 
-/// What a full block holds: a keyed 128-bit hash chained over its parent's identity, its tokens and its extra keys. So a block
-/// is found without its parents being resident, and eviction never cascades. (Chained block hashes: vLLM's prefix caching.)
+/// What the tokens of a sequence up to some point are: a keyed 128-bit hash chained over the identity before, the next
+/// key_span() tokens and their extra key. It is the same in every group. So a block is found without its parents being
+/// resident, and eviction never cascades. (Chained block hashes: vLLM's prefix caching.)
 struct block_identity {
   std::uint64_t low = 0;
   std::uint64_t high = 0;
@@ -21,32 +22,55 @@ struct block_identity {
   friend bool operator==(const block_identity&, const block_identity&) = default;
 };
 
+/// What an index is built for.
+struct prefix_index_config {
+  std::int32_t num_blocks = 0;
+  std::int32_t block_size = 0;  ///< Tokens of the largest block.
+  std::int32_t key_span = 0;    ///< Tokens per link of a chain; divides all block sizes.
+  bool keeps_copies = false;    ///< Whether several blocks may hold one content.
+  bool keeps_heads = false;     ///< Whether blocks are of several links, so that the first one's identity must be kept beside.
+  std::int64_t max_superseded = 0;
+  std::optional<std::uint64_t> seed = {};  ///< Keys the hash; random per process and object unless given.
+};
+
 /// Knows the content of blocks and finds the one that holds a given content. Knows nothing of references or sequences.
 ///
-/// A block's content is unknown; known, but found under another block; indexed; or withdrawn: known and never to be found
-/// again. Per block: a record of 32 bytes plus 4 per token, and 16 to 32 bytes of table. One thread at a time. No heap use once
-/// built.
+/// A block's content is unknown; indexed; a copy of an indexed block's; or withdrawn: known and never to be found again. When
+/// an indexed block is forgotten its oldest copy is indexed in its place. Per block: a record of 32 bytes plus 4 per token, and
+/// 16 to 32 bytes of table; with copies 8 more, with heads 16 more. One thread at a time. No heap use once built.
 class prefix_index {
  public:
-  /// @param block_size  tokens of the largest block; keys_per_block: extra keys of the largest block.
-  /// @param seed        keys the hash; random per process and object unless given.
-  prefix_index(std::int32_t num_blocks, std::int32_t block_size, std::int32_t keys_per_block,
-               std::optional<std::uint64_t> seed);
+  /// Throws `failure` (out_of_memory) or std::bad_alloc.
+  explicit prefix_index(const prefix_index_config& config);
 
-  /// The parent of a sequence's first block: sequences of other groups or namespaces share nothing.
-  [[nodiscard]] block_identity root(std::int32_t group, std::uint64_t name_space) const noexcept;
-  /// The identity of a block behind `parent`. Keys that are all 0 count as none. Cost: one hash of tokens and keys.
+  /// What a sequence's first link follows: sequences of other namespaces share nothing.
+  [[nodiscard]] block_identity root(std::uint64_t name_space) const noexcept;
+  /// The identity of key_span tokens behind `parent`, or, where that was superseded, what took its place. A key of 0 counts as
+  /// none. Cost: one hash.
   [[nodiscard]] block_identity chain(const block_identity& parent, std::span<const std::int32_t> tokens,
-                                     std::span<const std::uint64_t> keys) noexcept;
+                                     std::uint64_t key) noexcept;
 
-  /// The indexed block of that identity and those very tokens, or -1. O(1).
-  [[nodiscard]] block_id find(const block_identity& identity, std::span<const std::int32_t> tokens) const noexcept;
+  /// Whatever is chained from now on as `identity`, and so all that follows it, gets another identity: what is recorded below
+  /// this one is not reached again. At most max_superseded of them. Cost: O(1).
+  void supersede(const block_identity& identity) noexcept;
+  /// Whether supersede() named it since there were `mark` calls.
+  [[nodiscard]] bool is_superseded(const block_identity& identity, std::uint64_t mark) const noexcept;
+  [[nodiscard]] std::uint64_t num_supersede_calls() const noexcept { return num_supersede_calls_; }
+  [[nodiscard]] std::int64_t num_superseded() const noexcept { return num_superseded_; }
+  /// For an index of which nothing recorded is left. Cost: O(max_superseded).
+  void forget_superseded() noexcept;
+
+  /// The indexed block of that group, identity and those very tokens, or -1. O(1).
+  [[nodiscard]] block_id find(std::int32_t group, const block_identity& identity,
+                              std::span<const std::int32_t> tokens) const noexcept;
   /// Fetches what find() of this identity, and insert() of this block, will touch first.
-  void prefetch(const block_identity& identity) const noexcept { __builtin_prefetch(&table_[tag_of(identity) & mask_], 1); }
-  void prefetch(const block_identity& identity, block_id block) const noexcept;
+  void prefetch(std::int32_t group, const block_identity& identity) const noexcept {
+    __builtin_prefetch(&table_[tag_of(group, identity) & mask_], 1);
+  }
+  void prefetch(std::int32_t group, const block_identity& identity, block_id block) const noexcept;
   /// Fetches what find() of this identity most likely compares with; reads the table's entry, which prefetch() brought.
-  void prefetch_record(const block_identity& identity) const noexcept {
-    const std::int32_t likely = table_[tag_of(identity) & mask_].block_plus_one;
+  void prefetch_record(std::int32_t group, const block_identity& identity) const noexcept {
+    const std::int32_t likely = table_[tag_of(group, identity) & mask_].block_plus_one;
     if (likely != 0) prefetch(block_id{likely - 1});
   }
   /// Fetches what was recorded of a block; any id will do.
@@ -55,44 +79,70 @@ class prefix_index {
     __builtin_prefetch(tokens(block) + 8);
   }
 
-  /// Records a block's content; indexes it when `findable`. The block's content must be unknown.
-  void insert(block_id block, const block_identity& identity, std::span<const std::int32_t> tokens, std::uint64_t name_space,
-              bool findable) noexcept;
-  /// Indexes a known block whose content no indexed block has; true when it did.
-  bool promote(block_id block) noexcept;
+  /// What a block holds, to be recorded.
+  struct content {
+    std::int32_t group = 0;
+    block_identity identity;   ///< After the block's last token.
+    block_identity head = {};  ///< After its first key_span tokens; the same where they are all.
+    std::span<const std::int32_t> tokens = {};
+    std::uint64_t name_space = 0;
+  };
+  /// Records the content of a block of which none is known: as a copy of `original`, an indexed block with the same, or, if
+  /// that is -1, indexed.
+  void insert(block_id block, const content& holds, block_id original = block_id{-1}) noexcept;
   /// Makes a block's content unknown: it is about to be written.
   void forget(block_id block) noexcept;
   /// The same for many, whose lines are fetched together.
   void forget(std::span<const block_id> blocks) noexcept;
-  /// Makes an indexed or known block withdrawn: its sequence keeps it, nobody finds it.
+  /// Makes a block with content withdrawn: its sequence keeps it, nobody finds it.
   void withdraw(block_id block) noexcept;
+  /// The indexed block that a copy is one of.
+  [[nodiscard]] block_id original_of(block_id copy) const noexcept;
 
-  [[nodiscard]] bool is_indexed(block_id block) const noexcept { return record_of(block).state == content::indexed; }
-  [[nodiscard]] bool is_known(block_id block) const noexcept { return record_of(block).state == content::known; }
-  [[nodiscard]] bool has_content(block_id block) const noexcept { return record_of(block).state != content::unknown; }
+  [[nodiscard]] bool is_indexed(block_id block) const noexcept { return record_of(block).state == state_of::indexed; }
+  [[nodiscard]] bool is_copy(block_id block) const noexcept { return record_of(block).state == state_of::copy; }
+  [[nodiscard]] bool is_withdrawn(block_id block) const noexcept { return record_of(block).state == state_of::withdrawn; }
+  [[nodiscard]] bool has_content(block_id block) const noexcept { return record_of(block).state != state_of::unknown; }
   [[nodiscard]] std::uint64_t name_space(block_id block) const noexcept { return record_of(block).name_space; }
   /// A block's tokens, as recorded; for blocks with content.
   [[nodiscard]] const std::int32_t* tokens(block_id block) const noexcept;
   [[nodiscard]] const block_identity& identity(block_id block) const noexcept { return record_of(block).identity; }
+  [[nodiscard]] const block_identity& head(block_id block) const noexcept {
+    return keeps_heads_ ? heads_[to_int(block)] : identity(block);
+  }
+  [[nodiscard]] std::int32_t group(block_id block) const noexcept { return static_cast<std::int32_t>(record_of(block).group); }
   [[nodiscard]] std::int32_t num_tokens(block_id block) const noexcept { return record_of(block).num_tokens; }
   [[nodiscard]] std::int32_t num_indexed() const noexcept { return num_indexed_; }
-  /// Blocks whose content is known or withdrawn.
-  [[nodiscard]] std::int32_t num_unfindable() const noexcept { return num_unfindable_; }
+  [[nodiscard]] std::int32_t num_copies() const noexcept { return num_copies_; }
+  [[nodiscard]] std::int32_t num_withdrawn() const noexcept { return num_withdrawn_; }
   /// Bytes this index takes per block.
   [[nodiscard]] std::int64_t bytes_per_block() const noexcept;
 
  private:
-  enum class content : std::uint32_t { unknown, known, indexed, withdrawn };
+  enum class state_of : std::uint8_t { unknown, copy, indexed, withdrawn };
   struct record {  // followed by the block's tokens
     block_identity identity;
     std::uint64_t name_space;
-    content state;
+    state_of state : 8;
+    std::uint32_t group : 24;
     std::int32_t num_tokens;
   };
+  static_assert(sizeof(record) == 32);
   /// Linear probing from tag & mask; the tag alone says where an entry belongs, so deletion can close gaps without a record.
   struct entry {
     std::uint32_t tag;
     std::int32_t block_plus_one;  // 0: empty
+  };
+  /// Of a block with copies, and of its copies: a circular list, oldest next.
+  struct ring {
+    std::int32_t previous;
+    std::int32_t next;
+  };
+  /// An identity that is out of use, and what takes its place.
+  struct successor {
+    block_identity of;
+    block_identity is;
+    std::uint64_t named_by;  // the call of supersede(), from 1 on; 0: empty
   };
 
   [[nodiscard]] record& record_of(block_id block) noexcept {
@@ -101,23 +151,33 @@ class prefix_index {
   [[nodiscard]] const record& record_of(block_id block) const noexcept {
     return *reinterpret_cast<const record*>(&records_[to_int(block) * stride_]);
   }
-  [[nodiscard]] static std::uint32_t tag_of(const block_identity& identity) noexcept {
-    return static_cast<std::uint32_t>(identity.low);
+  [[nodiscard]] static std::uint32_t tag_of(std::int32_t group, const block_identity& identity) noexcept {
+    return static_cast<std::uint32_t>(identity.low) ^ static_cast<std::uint32_t>(group) * 0x9E3779B1U;
   }
-  [[nodiscard]] bool holds(block_id block, const block_identity& identity, const std::int32_t* tokens,
-                           std::int32_t num_tokens) const noexcept;
-  [[nodiscard]] block_id probe(const block_identity& identity, const std::int32_t* tokens,
-                               std::int32_t num_tokens) const noexcept;
+  [[nodiscard]] std::uint32_t tag_of(block_id block) const noexcept { return tag_of(group(block), identity(block)); }
+  [[nodiscard]] std::uint32_t slot_of(block_id block) const noexcept;
   void link(block_id block) noexcept;
   void unlink(block_id block) noexcept;
+  void leave_copies(block_id block) noexcept;
+  [[nodiscard]] std::int64_t place_of(const block_identity& superseded) const noexcept;
+  [[nodiscard]] block_identity latest(const block_identity& identity) noexcept;
 
   std::int32_t num_blocks_;
   std::int64_t stride_;  // of a record, in bytes
   std::uint32_t mask_;   // of the table
+  bool keeps_copies_;
+  bool keeps_heads_;
   std::int32_t num_indexed_ = 0;
-  std::int32_t num_unfindable_ = 0;
-  lazy_array<std::byte> records_;  // [num_blocks] records
-  lazy_array<entry> table_;        // [mask_ + 1], at most half full
+  std::int32_t num_copies_ = 0;
+  std::int32_t num_withdrawn_ = 0;
+  std::int64_t num_superseded_ = 0;
+  std::uint64_t num_supersede_calls_ = 0;
+  lazy_array<std::byte> records_;     // [num_blocks] records
+  lazy_array<entry> table_;           // [mask_ + 1], at most half full
+  lazy_array<ring> rings_;            // [num_blocks] with copies; its zeros are not links: read only of blocks in a ring
+  lazy_array<block_identity> heads_;  // [num_blocks] with heads
+  std::int64_t successors_mask_;
+  lazy_array<successor> successors_;  // [successors_mask_ + 1], at most half full
   std::vector<std::byte> secret_;
   std::vector<std::byte> message_;  // what chain() hashes
 };

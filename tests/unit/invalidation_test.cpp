@@ -1,0 +1,280 @@
+// Content that is declared wrong: what can no longer be found, whom it taints, and how they become sound again.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cache_test.hpp"
+
+namespace pagedkv {
+
+std::ostream& operator<<(std::ostream& out, const tainted_sequence& named) {
+  return out << named.sequence.index << " from " << named.first_token;
+}
+
+}  // namespace pagedkv
+
+namespace {
+
+using namespace pagedkv;
+using namespace pagedkv::testing;
+using tainted = std::vector<tainted_sequence>;
+
+class invalidation : public cache_test {
+ protected:
+  static kv_cache_config config(std::vector<group_config> groups = {{.block_size = 4}}) {
+    return {.num_blocks = 41,
+            .groups = std::move(groups),
+            .max_sequences = 8,
+            .max_tokens_per_sequence = 64,
+            .prefix_sharing = true,
+            .deferred_release = GetParam()};
+  }
+  /// What of the tokens is not cached is computed; `said` is what a sequence has and goes on with.
+  static void compute(kv_cache& cache, sequence_handle sequence, const text& said, const keys& extra = {}) {
+    const int missing = static_cast<int>(said.size()) - cache.length(sequence).value();
+    if (missing > 0) (void)cache.step({{sequence, missing}}).value();
+    cache.commit(sequence, {.tokens = said, .extra_keys = extra}).value();
+    settle(cache);
+  }
+  static sequence_handle computed(kv_cache& cache, const text& said) {
+    const sequence_handle sequence = cache.add({.tokens = said}).value().sequence;
+    compute(cache, sequence, said);
+    return sequence;
+  }
+  static tainted invalidate(kv_cache& cache, const std::vector<block_id>& blocks) {
+    const std::span<const tainted_sequence> named = cache.invalidate(blocks).value();
+    settle(cache);
+    return {named.begin(), named.end()};
+  }
+  static block_id block_of(const kv_cache& cache, sequence_handle sequence, int logical_block, int group = 0) {
+    return cache.table(sequence, group).value()[logical_block];
+  }
+  static int found(const kv_cache& cache, const text& said) {
+    return cache.predict_add({.tokens = said}).value().num_cached_tokens;
+  }
+};
+
+PAGEDKV_BOTH_RELEASES(invalidation);
+
+// A load of the first block failed. Sound content of the same tokens must not lead to what was computed from the bad one.
+TEST_P(invalidation, WhatWasComputedFromABadBlockIsNotFoundBehindASoundOne) {
+  kv_cache cache(config());
+  const sequence_handle a = computed(cache, prompt(12));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
+  compute(cache, a, prompt(16));
+  const sequence_handle b = computed(cache, prompt(5));
+  EXPECT_EQ(found(cache, prompt(17)), 4) << "b's block";
+  finish(cache, a);
+  EXPECT_EQ(found(cache, prompt(17)), 4);
+  EXPECT_EQ(cache.statistics().cached_blocks, 0) << "what a held is nothing worth keeping";
+  compute(cache, b, prompt(16));
+  EXPECT_EQ(found(cache, prompt(17)), 16);
+}
+
+TEST_P(invalidation, WhatIsComputedAgainIsNotMergedIntoWhatWasBad) {
+  kv_cache cache(config());
+  const sequence_handle witness = computed(cache, prompt(12));
+  finish(cache, witness);  // cached, and computed from the block that turns out to be bad
+  const sequence_handle a = computed(cache, prompt(13));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
+  cache.truncate(a, 0).value();
+  compute(cache, a, prompt(16));
+  EXPECT_EQ(cache.statistics().blocks_merged, 0);
+  EXPECT_EQ(found(cache, prompt(17)), 16);
+  EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(17)}).value().sequence), table_of(cache, a));
+}
+
+TEST_P(invalidation, ATaintedSequenceKeepsItsSoundPrefixAndPublishesNothingBehindIt) {
+  kv_cache cache(config());
+  const sequence_handle a = computed(cache, prompt(12));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 1)}), (tainted{{a, 4}}));
+  EXPECT_EQ(found(cache, prompt(17)), 4);
+  cache.truncate(a, 7).value();
+  compute(cache, a, prompt(8));
+  compute(cache, a, prompt(16));
+  EXPECT_EQ(found(cache, prompt(17)), 4) << "three of its tokens are still those of the bad block";
+  cache.truncate(a, 4).value();
+  compute(cache, a, prompt(16));
+  EXPECT_EQ(found(cache, prompt(17)), 16);
+}
+
+TEST_P(invalidation, EvictedBlocksAreRightAndSoIsWhatFollowsThem) {
+  kv_cache cache(config());
+  const sequence_handle a = computed(cache, prompt(12));
+  cache.evict(std::vector{block_of(cache, a, 0)}).value();
+  settle(cache);
+  EXPECT_EQ(found(cache, prompt(13)), 0);
+  compute(cache, a, prompt(16));
+  const sequence_handle b = computed(cache, prompt(5));
+  EXPECT_EQ(found(cache, prompt(17)), 16);
+  finish(cache, b);
+}
+
+TEST_P(invalidation, SharersAndForksAreNamedAndOthersAreNot) {
+  kv_cache cache(config());
+  text other_end = prompt(12);
+  other_end[9] = 99;
+  const sequence_handle a = computed(cache, prompt(12));
+  const sequence_handle shares_all = computed(cache, prompt(13));
+  const sequence_handle shares_two = computed(cache, other_end);
+  const sequence_handle fork = cache.fork(a).value();
+  const sequence_handle other = computed(cache, prompt(12, 500));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 2)}), (tainted{{a, 8}, {shares_all, 8}, {fork, 8}}));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, shares_two, 1)}),
+            (tainted{{a, 4}, {shares_all, 4}, {shares_two, 4}, {fork, 4}}));
+  EXPECT_EQ(found(cache, prompt(13)), 4);
+  EXPECT_EQ(found(cache, prompt(13, 500)), 12) << "of another sequence";
+  EXPECT_EQ(cache.table(other).value().size(), 3U);
+  const sequence_handle late = cache.fork(a).value();
+  compute(cache, late, prompt(16));
+  EXPECT_EQ(found(cache, prompt(17)), 4) << "a fork of a tainted sequence is tainted";
+  cache.truncate(late, 4).value();
+  compute(cache, late, prompt(16));
+  EXPECT_EQ(found(cache, prompt(17)), 16);
+}
+
+TEST_P(invalidation, CachedContentIsReachedThoughNobodyHoldsIt) {
+  kv_cache cache(config());
+  const sequence_handle a = computed(cache, prompt(12));
+  const std::vector first{block_of(cache, a, 0)};
+  finish(cache, a);
+  EXPECT_EQ(found(cache, prompt(13)), 12);
+  EXPECT_EQ(invalidate(cache, first), tainted{});
+  EXPECT_EQ(found(cache, prompt(13)), 0);
+  const sequence_handle b = computed(cache, prompt(5));
+  EXPECT_EQ(found(cache, prompt(13)), 4);
+  finish(cache, b);
+}
+
+TEST_P(invalidation, ABlockThatNobodyPublishedTaintsWhoHoldsIt) {
+  kv_cache cache(config());
+  const sequence_handle a = computed(cache, prompt(6));
+  (void)cache.step({{a, 6}}).value();
+  const sequence_handle b = cache.fork(a).value();
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 2), block_of(cache, a, 1)}), (tainted{{a, 4}, {b, 4}}));
+  compute(cache, a, prompt(12));
+  EXPECT_EQ(found(cache, prompt(13)), 4);
+  cache.truncate(b, 3).value();
+  compute(cache, b, prompt(12));
+  EXPECT_EQ(found(cache, prompt(13)), 12);
+}
+
+TEST_P(invalidation, EveryGroupForgetsWhatFollows) {
+  for (int group = 0; group < 2; ++group) {
+    kv_cache cache(config({{.block_size = 4}, {.block_size = 8}, {.block_size = 4, .window = 5}}));
+    const sequence_handle a = computed(cache, prompt(24));
+    const sequence_handle b = computed(cache, prompt(16));
+    // Tokens 8 to 11, or 8 to 15, of which another group has halves.
+    EXPECT_EQ(invalidate(cache, {block_of(cache, a, group == 0 ? 2 : 1, group)}), (tainted{{a, 8}, {b, 8}}));
+    EXPECT_EQ(found(cache, prompt(25)), 8);
+    text halfway = prompt(24);
+    halfway[13] = 77;
+    const std::int64_t merged = cache.statistics().blocks_merged;
+    const sequence_handle c = computed(cache, halfway);
+    EXPECT_EQ(cache.statistics().blocks_merged, merged) << "tokens 8 to 11 are not taken from what was bad";
+    EXPECT_EQ(found(cache, prompt(25)), 8);
+    halfway.push_back(1);
+    EXPECT_EQ(found(cache, halfway), 24);
+    for (const sequence_handle sequence : {a, b, c}) finish(cache, sequence);
+  }
+}
+
+TEST_P(invalidation, ASequenceWhoseWindowLeftTheBlockIsNamed) {
+  kv_cache cache(config({{.block_size = 2, .window = 3}}));
+  const sequence_handle a = computed(cache, prompt(2));
+  const std::vector first{block_of(cache, a, 0)};
+  compute(cache, a, prompt(12));
+  ASSERT_EQ(to_int(block_of(cache, a, 0)), 0);
+  EXPECT_EQ(invalidate(cache, first), (tainted{{a, 0}}));
+  cache.truncate(a, 0).value();
+  compute(cache, a, prompt(2));
+  EXPECT_EQ(found(cache, prompt(3)), 2);
+}
+
+TEST_P(invalidation, TheSameContentMayBeDeclaredWrongAgainAndAgain) {
+  kv_cache cache(config());
+  const sequence_handle a = cache.add({.tokens = prompt(8)}).value().sequence;
+  for (int round = 0; round < 200; ++round) {  // more often than there are blocks
+    compute(cache, a, prompt(8));
+    const int is_published = found(cache, prompt(9));
+    if (is_published == 0) break;  // the cache gave everything up, and what lives publishes no more
+    EXPECT_EQ(is_published, 8);
+    EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
+    EXPECT_EQ(found(cache, prompt(9)), 0);
+    cache.truncate(a, 0).value();
+  }
+  finish(cache, a);
+  const sequence_handle b = computed(cache, prompt(8));
+  EXPECT_EQ(found(cache, prompt(9)), 8) << "as after reset()";
+  EXPECT_EQ(invalidate(cache, {block_of(cache, b, 0)}), (tainted{{b, 0}}));
+}
+
+TEST_P(invalidation, ASequenceIsNamedFromItsEarliestBadTokenOn) {
+  kv_cache cache(config());
+  const sequence_handle a = computed(cache, prompt(12));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 1)}), (tainted{{a, 4}}));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 2)}), (tainted{{a, 4}}));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 2), block_of(cache, a, 0), block_of(cache, a, 0)}), (tainted{{a, 0}}));
+}
+
+TEST_P(invalidation, CopiesOfTheSameContentAreWrongToo) {
+  kv_cache_config keeps = config();
+  keeps.merge_duplicates = false;
+  kv_cache cache(keeps);
+  const sequence_handle a = cache.add({.tokens = prompt(8)}).value().sequence;
+  const sequence_handle b = cache.add({.tokens = prompt(8)}).value().sequence;
+  compute(cache, a, prompt(8));
+  compute(cache, b, prompt(8));
+  ASSERT_NE(block_of(cache, a, 0), block_of(cache, b, 0));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, b, 0)}), (tainted{{a, 0}, {b, 0}}));
+  EXPECT_EQ(found(cache, prompt(9)), 0);
+  cache.truncate(b, 0).value();
+  compute(cache, b, prompt(8));
+  EXPECT_EQ(found(cache, prompt(9)), 8);
+  EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(9)}).value().sequence), table_of(cache, b));
+}
+
+TEST_P(invalidation, KeysAndNamespacesAreAPartOfTheContent) {
+  kv_cache cache(config());
+  const sequence_handle image = cache.add({.tokens = prompt(8), .extra_keys = keys{7, 0}}).value().sequence;
+  compute(cache, image, prompt(8), keys{7, 0});
+  const sequence_handle tenant = cache.add({.tokens = prompt(8), .name_space = 3}).value().sequence;
+  (void)cache.step({{tenant, 8}}).value();
+  cache.commit(tenant, {.tokens = prompt(8), .name_space = 3}).value();
+  const sequence_handle plain = computed(cache, prompt(8));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, plain, 0)}), (tainted{{plain, 0}}));
+  EXPECT_EQ(cache.predict_add({.tokens = prompt(9), .extra_keys = keys{7, 0, 0}}).value().num_cached_tokens, 8);
+  EXPECT_EQ(cache.predict_add({.tokens = prompt(9), .name_space = 3}).value().num_cached_tokens, 8);
+}
+
+TEST_P(invalidation, WithoutSharingItNamesWhoHoldsTheBlock) {
+  kv_cache_config alone = config();
+  alone.prefix_sharing = false;
+  kv_cache cache(alone);
+  const sequence_handle a = grown(cache, 12);
+  const sequence_handle b = grown(cache, 12);
+  EXPECT_EQ(invalidate(cache, {block_of(cache, b, 1)}), (tainted{{b, 4}}));
+  cache.truncate(b, 4).value();
+  (void)cache.step({{b, 4}}).value();
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
+}
+
+TEST_P(invalidation, ForeignBlocksAreRefusedAndNothingChanges) {
+  kv_cache cache(config());
+  const sequence_handle a = computed(cache, prompt(8));
+  for (const int foreign : {0, 41, -1}) {
+    const auto refused = cache.invalidate(std::vector{block_of(cache, a, 0), block_id{foreign}});
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, errc::invalid_block);
+    EXPECT_EQ(refused.error().index, 1);
+    EXPECT_EQ(refused.error().value, foreign);
+  }
+  EXPECT_EQ(found(cache, prompt(9)), 8);
+  EXPECT_EQ(invalidate(cache, {}), tainted{});
+}
+
+}  // namespace
