@@ -9,6 +9,7 @@
 namespace pagedkv {
 namespace {
 
+constexpr std::int64_t most_groups = std::numeric_limits<std::uint16_t>::max();
 constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
 
 void require(bool holds, const char* what, std::int64_t value, std::int64_t limit) {
@@ -17,6 +18,8 @@ void require(bool holds, const char* what, std::int64_t value, std::int64_t limi
 
 const kv_cache_config& checked(const kv_cache_config& config) {
   require(!config.groups.empty(), "a cache has at least 1 group", 0, 1);
+  require(std::ssize(config.groups) <= most_groups, "a cache has at most 65,535 groups", std::ssize(config.groups),
+          most_groups);
   for (const group_config& group : config.groups) {
     require(group.block_size >= 1, "block_size must be at least 1", group.block_size, 1);
     require(group.window >= 0, "a window sees at least 1 token, or 0 for all", group.window, 0);
@@ -169,6 +172,20 @@ kv_cache::kv_cache(const kv_cache_config& config)
             "the pool cannot hold one sequence of max_tokens_per_sequence: lower that, or give it as many blocks as it needs",
             blocks_from_nothing(config.max_tokens_per_sequence, 1), pool_.usable_blocks());
   }
+}
+
+/// Inline: a prompt is this loop.
+inline const block_identity& kv_cache::chain_to(std::int32_t num_links, token_chain& chain,
+                                                const sequence_tokens& content) const noexcept {
+  if (chain.num_links >= num_links) return chain.links[num_links - 1];
+  block_identity link = chain.num_links > 0 ? chain.links[chain.num_links - 1] : index_->root(content.name_space);
+  for (std::int32_t k = chain.num_links; k < num_links; ++k) {
+    const auto tokens = content.tokens.subspan(static_cast<std::size_t>(k) * key_span_, key_span_);
+    const std::uint64_t key = content.extra_keys.empty() ? 0 : content.extra_keys[k];
+    chain.links[k] = link = index_->chain(link, tokens, key);
+  }
+  chain.num_links = num_links;
+  return chain.links[num_links - 1];
 }
 
 // ---- sequences come and go
@@ -539,6 +556,7 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
       const std::uint32_t row = entries[i].sequence.index;
       if (!looks_at_blocks(in, rows[row], sequences[row], entries[i].content)) continue;
       __builtin_prefetch(in.table.row(static_cast<std::int32_t>(row)).data() + rows[row].num_published);
+      __builtin_prefetch(chain_of(static_cast<std::int32_t>(row)) + std::max(0, sequences[row].num_links - 1), 1);
       looked_at_.push_back({static_cast<std::int32_t>(g), static_cast<std::int32_t>(i)});
     }
   }
@@ -631,7 +649,7 @@ void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequenc
                         k,
                         {.group = group_index,
                          .identity = identity,
-                         .head = chain.links[k * in.links_per_block],
+                         .head = &chain.links[k * in.links_per_block],
                          .tokens = content.tokens.subspan(static_cast<std::size_t>(k) * size, size),
                          .name_space = content.name_space}});
   }
@@ -737,16 +755,6 @@ status kv_cache::check_content(const sequence_tokens& content, std::int64_t inde
                    keys, index);
   }
   return {};
-}
-
-const block_identity& kv_cache::chain_to(std::int32_t num_links, token_chain& chain,
-                                         const sequence_tokens& content) const noexcept {
-  for (std::int32_t& k = chain.num_links; k < num_links; ++k) {
-    const auto tokens = content.tokens.subspan(static_cast<std::size_t>(k) * key_span_, key_span_);
-    const std::uint64_t key = content.extra_keys.empty() ? 0 : content.extra_keys[k];
-    chain.links[k] = index_->chain(k > 0 ? chain.links[k - 1] : index_->root(content.name_space), tokens, key);
-  }
-  return chain.links[num_links - 1];
 }
 
 /// Whether content says the same keys as earlier calls, of links that were full then.

@@ -52,10 +52,12 @@ block_identity prefix_index::root(std::uint64_t name_space) const noexcept {
   return hash_of(message, sizeof message, secret_);
 }
 
-block_identity prefix_index::chain(const block_identity& parent, std::span<const std::int32_t> tokens,
-                                   std::uint64_t key) noexcept {
+block_identity prefix_index::chain(block_identity parent, std::span<const std::int32_t> tokens, std::uint64_t key) noexcept {
+  // By value and in halves: the processor hands a store on at once only to a load of the same width, and each link waits for
+  // the one before.
+  std::memcpy(message_.data(), &parent.low, sizeof parent.low);
+  std::memcpy(message_.data() + sizeof parent.low, &parent.high, sizeof parent.high);
   std::size_t size = sizeof parent;
-  std::memcpy(message_.data(), &parent, size);
   std::memcpy(message_.data() + size, tokens.data(), tokens.size_bytes());
   size += tokens.size_bytes();
   if (key != 0) {
@@ -113,13 +115,13 @@ const std::int32_t* prefix_index::tokens(block_id block) const noexcept {
 
 block_id prefix_index::find(std::int32_t group, const block_identity& identity,
                             std::span<const std::int32_t> of) const noexcept {
-  const std::uint32_t tag = tag_of(group, identity);
+  const block_identity sought = in_group(identity, group);
+  const std::uint32_t tag = tag_of(sought);
   for (std::uint32_t at = tag & mask_; table_[at].block_plus_one != 0; at = (at + 1) & mask_) {
     if (table_[at].tag != tag) continue;
     const block_id block{table_[at].block_plus_one - 1};
     const record& holds = record_of(block);
-    if (holds.identity == identity && static_cast<std::int32_t>(holds.group) == group &&
-        holds.num_tokens == static_cast<std::int32_t>(of.size()) &&
+    if (holds.identity == sought && holds.num_tokens == static_cast<std::int32_t>(of.size()) &&
         std::memcmp(tokens(block), of.data(), of.size_bytes()) == 0) {
       return block;
     }
@@ -165,13 +167,13 @@ void prefix_index::unlink(block_id block) noexcept {
 
 void prefix_index::insert(block_id block, const content& holds, block_id original) noexcept {
   record& at = record_of(block);
-  at = {.identity = holds.identity,
+  at = {.identity = in_group(holds.identity, holds.group),
         .name_space = holds.name_space,
         .state = original == not_found ? state_of::indexed : state_of::copy,
-        .group = static_cast<std::uint32_t>(holds.group) & 0xFFFFFFU,
+        .group = static_cast<std::uint16_t>(holds.group),
         .num_tokens = static_cast<std::int32_t>(holds.tokens.size())};
   std::copy(holds.tokens.begin(), holds.tokens.end(), reinterpret_cast<std::int32_t*>(&at + 1));
-  if (keeps_heads_) heads_[to_int(block)] = holds.head;
+  if (keeps_heads_) heads_[to_int(block)] = *holds.head;
   if (original == not_found) {
     link(block);
     if (keeps_copies_) rings_[to_int(block)] = {to_int(block), to_int(block)};
@@ -189,13 +191,13 @@ block_id prefix_index::original_of(block_id copy) const noexcept {
 }
 
 /// Before an indexed block or a copy becomes something else: its oldest copy takes an indexed block's place in the table.
-void prefix_index::leave_copies(block_id block) noexcept {
-  const bool was_indexed = is_indexed(block);
-  const std::int32_t heir = keeps_copies_ ? rings_[to_int(block)].next : to_int(block);
-  if (heir == to_int(block)) {
+void prefix_index::leave(block_id block) noexcept {
+  if (!keeps_copies_ || rings_[to_int(block)].next == to_int(block)) [[likely]] {
     unlink(block);
     return;
   }
+  const bool was_indexed = is_indexed(block);
+  const std::int32_t heir = rings_[to_int(block)].next;
   const std::int32_t before = rings_[to_int(block)].previous;
   rings_[before].next = heir;
   rings_[heir].previous = before;
@@ -208,10 +210,10 @@ void prefix_index::leave_copies(block_id block) noexcept {
 
 void prefix_index::forget(block_id block) noexcept {
   record& at = record_of(block);
-  if (at.state == state_of::withdrawn) {
+  if (at.state == state_of::indexed || at.state == state_of::copy) [[likely]] {
+    leave(block);
+  } else if (at.state == state_of::withdrawn) {
     --num_withdrawn_;
-  } else if (at.state != state_of::unknown) {
-    leave_copies(block);
   }
   at.state = state_of::unknown;
 }
@@ -228,7 +230,7 @@ void prefix_index::forget(std::span<const block_id> blocks) noexcept {
 void prefix_index::withdraw(block_id block) noexcept {
   record& at = record_of(block);
   if (at.state == state_of::unknown || at.state == state_of::withdrawn) return;
-  leave_copies(block);
+  leave(block);
   at.state = state_of::withdrawn;
   ++num_withdrawn_;
 }

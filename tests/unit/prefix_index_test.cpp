@@ -35,7 +35,7 @@ prefix_index sixteen_blocks() {
 }
 
 prefix_index::content holding(const block_identity& identity, const text& tokens, std::uint64_t name_space = 0) {
-  return {.group = 0, .identity = identity, .head = identity, .tokens = tokens, .name_space = name_space};
+  return {.group = 0, .identity = identity, .head = &identity, .tokens = tokens, .name_space = name_space};
 }
 
 TEST(PrefixIndex, FindsWhatWasInserted) {
@@ -148,7 +148,7 @@ TEST(PrefixIndex, GroupsHaveTheSameIdentitiesAndBlocksOfTheirOwn) {
 TEST(PrefixIndex, HeadsAreKeptWhereBlocksAreOfSeveralLinks) {
   prefix_index index({.num_blocks = 16, .block_size = 2, .key_span = 1, .keeps_heads = true, .seed = 7});
   prefix_index::content two_links = holding(identity_b, tokens_a);
-  two_links.head = identity_a;
+  two_links.head = &identity_a;
   index.insert(block(5), two_links);
   EXPECT_EQ(index.head(block(5)), identity_a);
   prefix_index of_one_link = sixteen_blocks();

@@ -47,8 +47,7 @@ class prefix_index {
   [[nodiscard]] block_identity root(std::uint64_t name_space) const noexcept;
   /// The identity of key_span tokens behind `parent`, or, where that was superseded, what took its place. A key of 0 counts as
   /// none. Cost: one hash.
-  [[nodiscard]] block_identity chain(const block_identity& parent, std::span<const std::int32_t> tokens,
-                                     std::uint64_t key) noexcept;
+  [[nodiscard]] block_identity chain(block_identity parent, std::span<const std::int32_t> tokens, std::uint64_t key) noexcept;
 
   /// Whatever is chained from now on as `identity`, and so all that follows it, gets another identity: what is recorded below
   /// this one is not reached again. At most max_superseded of them. Cost: O(1).
@@ -65,12 +64,12 @@ class prefix_index {
                               std::span<const std::int32_t> tokens) const noexcept;
   /// Fetches what find() of this identity, and insert() of this block, will touch first.
   void prefetch(std::int32_t group, const block_identity& identity) const noexcept {
-    __builtin_prefetch(&table_[tag_of(group, identity) & mask_], 1);
+    __builtin_prefetch(&table_[tag_of(in_group(identity, group)) & mask_], 1);
   }
   void prefetch(std::int32_t group, const block_identity& identity, block_id block) const noexcept;
   /// Fetches what find() of this identity most likely compares with; reads the table's entry, which prefetch() brought.
   void prefetch_record(std::int32_t group, const block_identity& identity) const noexcept {
-    const std::int32_t likely = table_[tag_of(group, identity) & mask_].block_plus_one;
+    const std::int32_t likely = table_[tag_of(in_group(identity, group)) & mask_].block_plus_one;
     if (likely != 0) prefetch(block_id{likely - 1});
   }
   /// Fetches what was recorded of a block; any id will do.
@@ -82,8 +81,8 @@ class prefix_index {
   /// What a block holds, to be recorded.
   struct content {
     std::int32_t group = 0;
-    block_identity identity;   ///< After the block's last token.
-    block_identity head = {};  ///< After its first key_span tokens; the same where they are all.
+    block_identity identity;               ///< After the block's last token.
+    const block_identity* head = nullptr;  ///< After its first key_span tokens. Only an index that keeps heads reads it.
     std::span<const std::int32_t> tokens = {};
     std::uint64_t name_space = 0;
   };
@@ -106,11 +105,13 @@ class prefix_index {
   [[nodiscard]] std::uint64_t name_space(block_id block) const noexcept { return record_of(block).name_space; }
   /// A block's tokens, as recorded; for blocks with content.
   [[nodiscard]] const std::int32_t* tokens(block_id block) const noexcept;
-  [[nodiscard]] const block_identity& identity(block_id block) const noexcept { return record_of(block).identity; }
-  [[nodiscard]] const block_identity& head(block_id block) const noexcept {
+  [[nodiscard]] block_identity identity(block_id block) const noexcept {
+    return in_group(record_of(block).identity, group(block));
+  }
+  [[nodiscard]] block_identity head(block_id block) const noexcept {
     return keeps_heads_ ? heads_[to_int(block)] : identity(block);
   }
-  [[nodiscard]] std::int32_t group(block_id block) const noexcept { return static_cast<std::int32_t>(record_of(block).group); }
+  [[nodiscard]] std::int32_t group(block_id block) const noexcept { return record_of(block).group; }
   [[nodiscard]] std::int32_t num_tokens(block_id block) const noexcept { return record_of(block).num_tokens; }
   [[nodiscard]] std::int32_t num_indexed() const noexcept { return num_indexed_; }
   [[nodiscard]] std::int32_t num_copies() const noexcept { return num_copies_; }
@@ -120,11 +121,11 @@ class prefix_index {
 
  private:
   enum class state_of : std::uint8_t { unknown, copy, indexed, withdrawn };
-  struct record {  // followed by the block's tokens
-    block_identity identity;
+  struct record {             // followed by the block's tokens
+    block_identity identity;  // in_group()
     std::uint64_t name_space;
-    state_of state : 8;
-    std::uint32_t group : 24;
+    state_of state;
+    std::uint16_t group;
     std::int32_t num_tokens;
   };
   static_assert(sizeof(record) == 32);
@@ -151,14 +152,18 @@ class prefix_index {
   [[nodiscard]] const record& record_of(block_id block) const noexcept {
     return *reinterpret_cast<const record*>(&records_[to_int(block) * stride_]);
   }
-  [[nodiscard]] static std::uint32_t tag_of(std::int32_t group, const block_identity& identity) noexcept {
-    return static_cast<std::uint32_t>(identity.low) ^ static_cast<std::uint32_t>(group) * 0x9E3779B1U;
+  /// What tells the blocks of several groups apart that end at the same token; done twice it is undone.
+  [[nodiscard]] static block_identity in_group(const block_identity& identity, std::int32_t group) noexcept {
+    return {identity.low ^ static_cast<std::uint64_t>(group) * 0x9E3779B97F4A7C15U, identity.high};
   }
-  [[nodiscard]] std::uint32_t tag_of(block_id block) const noexcept { return tag_of(group(block), identity(block)); }
+  [[nodiscard]] static std::uint32_t tag_of(const block_identity& in_group) noexcept {
+    return static_cast<std::uint32_t>(in_group.low);
+  }
+  [[nodiscard]] std::uint32_t tag_of(block_id block) const noexcept { return tag_of(record_of(block).identity); }
   [[nodiscard]] std::uint32_t slot_of(block_id block) const noexcept;
   void link(block_id block) noexcept;
   void unlink(block_id block) noexcept;
-  void leave_copies(block_id block) noexcept;
+  void leave(block_id block) noexcept;
   [[nodiscard]] std::int64_t place_of(const block_identity& superseded) const noexcept;
   [[nodiscard]] block_identity latest(const block_identity& identity) noexcept;
 
