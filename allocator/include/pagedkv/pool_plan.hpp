@@ -7,6 +7,7 @@
 #include <string>
 
 #include <pagedkv/kv_layout.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -30,7 +31,7 @@ struct memory_limits {
 enum class plan_bound : std::uint8_t { free_memory, fraction_of_free, fraction_of_total, max_bytes, max_blocks, id_range };
 
 /// How many blocks of a layout fit, rounded down, and which limit bound that. Immutable.
-class pool_plan {
+class PAGEDKV_PUBLIC pool_plan {
  public:
   /// Throws `failure`: a fraction outside (0, 1], negative bytes or blocks, free above total (invalid_argument); or a budget
   /// that holds no usable block (out_of_memory: `value` bytes are needed, `limit` are allowed).

@@ -9,6 +9,7 @@
 
 #include <pagedkv/ids.hpp>
 #include <pagedkv/lazy_array.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -26,7 +27,7 @@ struct block_identity {
 /// A block's content is unknown; known, but found under another block; indexed; or withdrawn: known and never to be found
 /// again. Per block: a record of 32 bytes plus 4 per token, and 16 to 32 bytes of table. One thread at a time. No heap use once
 /// built.
-class prefix_index {
+class PAGEDKV_PUBLIC prefix_index {
  public:
   /// @param block_size  tokens of the largest block; keys_per_block: extra keys of the largest block.
   /// @param seed        keys the hash; random per process and object unless given.

@@ -9,6 +9,8 @@
 #include <utility>
 #include <variant>
 
+#include <pagedkv/visibility.hpp>
+
 namespace pagedkv {
 
 /// What kind of answer an `error` is. The first four are pressure: ordinary, and nothing has changed.
@@ -26,7 +28,7 @@ enum class errc : std::uint8_t {
 };
 
 /// Plain data, no heap: cheap to return from a hot call.
-struct error {
+struct PAGEDKV_PUBLIC error {
   static constexpr std::int64_t none = INT64_MIN;
 
   errc code = errc::invalid_argument;
@@ -44,7 +46,7 @@ struct error {
 };
 
 /// What constructors throw, and what `value()` throws when there is none.
-class failure : public std::runtime_error {
+class PAGEDKV_PUBLIC failure : public std::runtime_error {
  public:
   explicit failure(const error& cause) : failure(cause, cause.message()) {}
   /// With a text that says more than the error's fields can hold.
