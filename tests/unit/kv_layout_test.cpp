@@ -18,18 +18,52 @@ TEST(KvLayout, CodeGeeX4Takes40960BytesPerToken) {
   EXPECT_EQ(layout.block_bytes(), 655'360);
 }
 
-TEST(KvLayout, RefusesEveryCountBelowOne) {
-  for (const auto spoil : {+[](kv_shape& s) { s.num_layers = 0; }, +[](kv_shape& s) { s.num_kv_heads = -1; },
-                           +[](kv_shape& s) { s.head_dim = 0; }, +[](kv_shape& s) { s.block_size = 0; }}) {
+TEST(KvLayout, RefusesByNameAndValue) {
+  struct refusal {
+    void (*spoil)(kv_shape&);
+    const char* text;
+  };
+  for (const refusal& wanted : {
+           refusal{[](kv_shape& s) { s.num_layers = 0; }, "num_layers must be at least 1 (got 0)"},
+           refusal{[](kv_shape& s) { s.num_kv_heads = -1; }, "num_kv_heads must be at least 1 (got -1)"},
+           refusal{[](kv_shape& s) { s.head_dim = 0; }, "head_dim must be at least 1 (got 0)"},
+           refusal{[](kv_shape& s) { s.block_size = 0; }, "block_size must be at least 1 (got 0)"},
+           refusal{[](kv_shape& s) { s.value_dim = -1; },
+                   "value_dim (of a latent cache: rotary_dim) must be at least 1 (got -1)"},
+           refusal{[](kv_shape& s) { s.value_dim = 64; },
+                   "value_dim is not head_dim: values of another length than keys must be "
+                   "packed (got 64, limit 128)"},
+           refusal{[](kv_shape& s) { s.head_dim = 1 << 30; },
+                   "head_dim is too large: one row must fit 2^31 - 1 bytes (got "
+                   "1073741824)"},
+           refusal{[](kv_shape& s) { s.placement = kv_placement::packed, s.value_dim = 1 << 30; },
+                   "value_dim is too large: one row must fit 2^31 - 1 bytes (got 1073741824)"},
+           // 2^17 * 2 bytes for a key and as many for a value, so 2^28 heads of them.
+           refusal{[](kv_shape& s) { s.head_dim = 1 << 16, s.num_kv_heads = (1 << 28) + 1; },
+                   "num_kv_heads is too large: one block must fit 2^46 bytes (got 268435457, limit 268435456)"},
+           refusal{[](kv_shape& s) { s.head_dim = 1 << 16, s.num_kv_heads = 1 << 20, s.block_size = 257; },
+                   "block_size is too large for that many heads: one block must fit 2^46 bytes (got 257, limit 256)"},
+           refusal{[](kv_shape& s) { s.head_dim = 1 << 16, s.num_kv_heads = 1 << 20, s.block_size = 128, s.num_layers = 3; },
+                   "num_layers is too large for that many heads and tokens: one block must fit 2^46 bytes (got 3, limit 2)"},
+       }) {
     kv_shape shape = codegeex4;
-    spoil(shape);
+    wanted.spoil(shape);
     try {
       const kv_layout layout(shape);
-      FAIL() << "accepted " << layout.describe();
+      ADD_FAILURE() << "accepted " << layout.describe();
     } catch (const failure& thrown) {
       EXPECT_EQ(thrown.cause().code, errc::invalid_argument);
+      EXPECT_STREQ(thrown.what(), wanted.text);
     }
   }
+  kv_shape largest = codegeex4;
+  largest.head_dim = 1 << 16, largest.num_kv_heads = 1 << 20, largest.block_size = 128, largest.num_layers = 2;
+  EXPECT_EQ(kv_layout(largest).block_bytes(), std::int64_t{1} << 46);
+}
+
+TEST(KvLayout, DescribesOneOfEach) {
+  EXPECT_EQ(kv_layout({.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_size = 1}).describe(),
+            "1 layer, 1 KV head x 8, bf16, NHD, K and V apart, layer-major, 1 token per block");
 }
 
 // 2 layers, 3 heads x 5 elements of 2 B, 4 tokens per block: row 10 B, token 30 B, plane block 120 B.

@@ -57,7 +57,8 @@ class PAGEDKV_PUBLIC pool_plan {
   /// Whether one sequence of `max_model_len` tokens fits at all. Check it at start-up.
   [[nodiscard]] bool fits(std::int64_t max_model_len) const noexcept { return sequences_of(max_model_len) > 0; }
 
-  /// The arithmetic, line by line, for a person to check by hand; with `max_model_len` (>= 1) also what it would cost.
+  /// The arithmetic, line by line, for a person to check by hand; with `max_model_len` also what it would cost.
+  /// Throws `failure` (invalid_argument): a max_model_len below 1.
   [[nodiscard]] std::string explain(std::optional<std::int64_t> max_model_len = std::nullopt) const;
 
  private:

@@ -32,7 +32,7 @@ struct PAGEDKV_PUBLIC error {
   static constexpr std::int64_t none = INT64_MIN;
 
   errc code = errc::invalid_argument;
-  const char* what = "";       ///< Static text: what is wrong, and the remedy.
+  const char* what = "";       ///< Static text: what is wrong, naming what `value` is of, and the remedy.
   std::int64_t value = none;   ///< What was asked for or given.
   std::int64_t limit = none;   ///< What was available or allowed.
   std::int64_t index = none;   ///< Which entry of the call's input; none when it concerns the whole call.
@@ -41,7 +41,7 @@ struct PAGEDKV_PUBLIC error {
   const char* file = nullptr;  ///< For cuda_failure: the source file of the call.
   int line = 0;                ///< For cuda_failure: its line.
 
-  /// One line for a person: text, entry, value, limit, call site. Uses the heap.
+  /// One line for a person: text, entry, value, limit, held, call site. Uses the heap.
   [[nodiscard]] std::string message() const;
 };
 
