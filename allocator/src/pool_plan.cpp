@@ -33,11 +33,10 @@ std::int64_t share(double fraction, std::int64_t bytes) {
   return static_cast<std::int64_t>(fraction * static_cast<double>(bytes));
 }
 
-/// 1234567 -> "1,234,567"
+/// 1234567 -> "1,234,567"; no figure of a plan is negative.
 std::string grouped(std::int64_t number) {
   std::string digits = std::to_string(number);
-  const std::size_t first = number < 0 ? 1 : 0;
-  for (std::size_t i = digits.size(); i > first + 3; i -= 3) digits.insert(i - 3, 1, ',');
+  for (std::size_t i = digits.size(); i > 3; i -= 3) digits.insert(i - 3, 1, ',');
   return digits;
 }
 

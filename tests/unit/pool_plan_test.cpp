@@ -168,6 +168,7 @@ TEST(PoolPlan, SlotNumbersFit31Bits) {
   const pool_plan plan(tiny, {.free_bytes = 1'000 * gib, .total_bytes = 1'000 * gib}, {}, false);
   EXPECT_EQ(plan.num_blocks(), INT32_MAX / 16);
   EXPECT_EQ(plan.bound_by(), plan_bound::id_range);
+  EXPECT_NE(plan.explain().find("blocks      134,217,727\n"), std::string::npos) << plan.explain();
 }
 
 TEST(PoolPlan, SequencesRoundUpToBlocks) {
