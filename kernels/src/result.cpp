@@ -5,7 +5,7 @@
 namespace pagedkv {
 std::string error::message() const {
   std::string text = what;
-  if (code == errc::cuda_failure) {
+  if (code == errc::cuda_failure || call != nullptr) {
     if (call != nullptr) text += std::string(": ") + call;
     if (value != none) text += ": CUDA error " + std::to_string(value);
     if (file != nullptr) text += std::string(" at ") + file + ":" + std::to_string(line);

@@ -22,8 +22,8 @@ tool() { printf '#!/bin/bash\n%s\n' "$2" >"$work/bin/$1" && chmod +x "$work/bin/
 fresh_tree() {
   rm -rf "$tree"
   mkdir -p "$tree"
-  (cd "$root" && cp -r --parents cmake .ci tests/run tests/gpu tests/kernels/coverage bench/run bench/kernels/run-gpu "$tree")
-  for list in cmake .ci; do echo good >"$tree/$list/debian-packages"; done
+  (cd "$root" && cp -r --parents cmake .ci tests/run tests/gpu tests/coverage tests/kernels/coverage bench/run bench/kernels/run-gpu "$tree")
+  for list in cmake .ci tests/coverage; do echo good >"$tree/$list/debian-packages"; done
 }
 
 # Packages by the name of good are installed, all others are not.
@@ -52,6 +52,8 @@ fi
 # A tree that is good works, quote and all.
 expect 0 "cmake [-S] [$tree] [-B] [$tree/build/release]" "$tree/tests/run"
 expect 0 "ctest [--test-dir] [$tree/build/test-address]" "$tree/tests/run" --sanitize=address
+expect 2 "leave 'simt' out" "$tree/tests/run" --coverage simt
+expect 2 "leave '--sanitize=address' out" "$tree/tests/run" --coverage --sanitize=address
 mkdir -p "$tree/build/release/bench"
 printf '#!/bin/bash\necho "ran with $*"\n' >"$tree/build/release/bench/paged_vs_contiguous"
 chmod +x "$tree/build/release/bench/paged_vs_contiguous"
@@ -63,6 +65,7 @@ fresh_tree
 touch "$tree/build"
 expect 2 "cannot write to $tree/build/release: make it writable" "$tree/tests/run"
 expect 2 "cannot write to $tree/build/test-thread: make it writable" "$tree/tests/run" --sanitize=thread
+expect 2 "cannot write to $tree/build/coverage: make it writable" "$tree/tests/run" --coverage
 expect 2 "cannot write to $tree/build/release: make it writable" "$tree/bench/run"
 expect 2 "cannot write to $tree/build/gpu-bundle: make it writable" "$tree/tests/run" --gpu-bundle="$work/bundle"
 expect 2 "cannot write to $tree/build/gpu: make it writable" "$tree/tests/run" --gpu
@@ -76,7 +79,7 @@ expect 2 "cannot write to $work/file/bundle: make it writable" "$tree/tests/run"
 
 fresh_tree
 rm "$tree/cmake/debian-packages"
-for run in tests/run bench/run "tests/run --gpu-bundle=x" .ci/run; do
+for run in tests/run "tests/run --coverage" bench/run "tests/run --gpu-bundle=x" .ci/run; do
   read -ra words <<<"$run"
   expect 2 "cannot read the list of packages" "$tree/${words[0]}" "${words[@]:1}"
 done

@@ -53,6 +53,15 @@ TEST(Result, MessageNamesEveryFieldThatIsSet) {
                                  .line = 9}
                                .message();
   EXPECT_EQ(cuda, "a CUDA call failed: cudaMalloc: CUDA error 2 at x.cpp:9");
+  EXPECT_EQ((error{.code = errc::cuda_unavailable,
+                   .what = "no such device",
+                   .value = 101,
+                   .call = "cudaSetDevice(7)",
+                   .file = "x.cpp",
+                   .line = 9}
+                 .message()),
+            "no such device: cudaSetDevice(7): CUDA error 101 at x.cpp:9");
+  EXPECT_EQ((error{.code = errc::cuda_unavailable, .what = "no such device", .value = 7}.message()), "no such device (got 7)");
   EXPECT_EQ((error{.code = errc::cuda_failure, .what = "a launch failed", .call = "append"}.message()),
             "a launch failed: append");
 }

@@ -23,7 +23,7 @@ enum class errc : std::uint8_t {
   invalid_block,     ///< A block id that is foreign, null, or already free.
   invalid_argument,  ///< `value` is outside what `what` allows.
   corrupted,         ///< `validate()` found an equation that does not hold.
-  cuda_unavailable,  ///< Built without CUDA, or no such device.
+  cuda_unavailable,  ///< Built without CUDA, or no such device: `value`, or where `call` is set as for cuda_failure.
   cuda_failure,      ///< A CUDA call failed; `call`, `file`, `line` and `value` (cudaError_t) say which and how.
 };
 
