@@ -49,6 +49,7 @@ TEST(CudaDevicePool, ZeroesTheNullBlockAndNoOther) {
 TEST(CudaDevicePool, SaysWhatWasAskedAndWhatWasFree) {
   const kv_layout layout({.num_layers = 1'000, .num_kv_heads = 1'000, .head_dim = 1'024, .block_size = 64, .type = dtype::f32});
   const pool_plan plan = pool_plan::of_blocks(layout, 1'000'000);
+  const device_pool other = device_pool::reserve_cuda(small_plan(), 0).value();  // so that less is free than there is
   const result<device_pool> refused = device_pool::reserve_cuda(plan, 0);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, errc::out_of_memory);
