@@ -20,9 +20,12 @@ def measure(root: pathlib.Path, build: pathlib.Path) -> dict:
         check=True, stdout=subprocess.PIPE, text=True).stdout
     files = {}
     for file in json.loads(text)["files"]:
+        source = (root / file["file"]).read_text().splitlines()
         lines = {}
         for line in file["lines"]:
-            if not line["gcovr/noncode"]:
+            # Members that the compiler makes stand at the head of their class.
+            is_head = re.match(r"\s*(class|struct)\b", source[line["line_number"] - 1])
+            if not line["gcovr/noncode"] and not is_head:
                 branches = line["branches"]
                 lines[line["line_number"]] = (line["count"], sum(b["count"] > 0 for b in branches), len(branches))
         files[file["file"]] = lines
