@@ -33,16 +33,27 @@ std::int64_t share(double fraction, std::int64_t bytes) {
   return static_cast<std::int64_t>(fraction * static_cast<double>(bytes));
 }
 
-/// 1234567 -> "1,234,567"
+/// 1234567 -> "1,234,567"; no figure of a plan is negative.
 std::string grouped(std::int64_t number) {
   std::string digits = std::to_string(number);
-  const std::size_t first = number < 0 ? 1 : 0;
-  for (std::size_t i = digits.size(); i > first + 3; i -= 3) digits.insert(i - 3, 1, ',');
+  for (std::size_t i = digits.size(); i > 3; i -= 3) digits.insert(i - 3, 1, ',');
   return digits;
 }
 
-/// "1,048,576 B (0.00 GiB)"
-std::string bytes(std::int64_t count) { return grouped(count) + text(" B (%.2f GiB)", static_cast<double>(count) / (1 << 30)); }
+/// 1 -> "1 block", 1234 -> "1,234 blocks"
+std::string counted(std::int64_t number, const char* unit) { return grouped(number) + " " + unit + (number == 1 ? "" : "s"); }
+
+/// "1,048,576 B (1.00 MiB)", in the largest unit of which there is one.
+std::string bytes(std::int64_t count) {
+  double scaled = static_cast<double>(count);
+  const char* unit = nullptr;
+  for (const char* larger : {"KiB", "MiB", "GiB"}) {
+    if (scaled < 1024.0) break;
+    scaled /= 1024.0;
+    unit = larger;
+  }
+  return grouped(count) + " B" + (unit != nullptr ? text(" (%.2f %s)", scaled, unit) : "");
+}
 
 std::string line(const char* label, const std::string& content, bool binds = false) {
   return text("%-12s", label) + content + (binds ? "   <- binds" : "") + "\n";
@@ -117,11 +128,11 @@ std::int64_t pool_plan::sequences_of(std::int64_t num_tokens) const noexcept {
 }
 
 std::string pool_plan::explain(std::optional<std::int64_t> max_model_len) const {
+  if (max_model_len) require(*max_model_len >= 1, "max_model_len must be at least 1", *max_model_len, 1);
   const kv_shape& shape = layout_.shape();
   const std::int64_t block_size = shape.block_size;
   std::string out = line("layout", layout_.describe());
-  const std::string heads =
-      shape.value_dim == 0 ? text("2 (K, V) x %d heads", shape.num_kv_heads) : text("%d heads", shape.num_kv_heads);
+  const std::string heads = (shape.value_dim == 0 ? "2 (K, V) x " : "") + counted(shape.num_kv_heads, "head");
   std::string row;
   if (shape.row_scales) {  // in bytes, because two i4 share one
     const auto row_bytes = static_cast<long long>(layout_.row_bytes());
@@ -134,10 +145,10 @@ std::string pool_plan::explain(std::optional<std::int64_t> max_model_len) const 
     row = shape.value_dim == 0 ? text("%d x %d B", shape.head_dim, element_bytes)
                                : text("(%d + %d) x %d B", shape.head_dim, shape.value_dim, element_bytes);
   }
-  out += line("token", text("%d layers x %s x %s = %s B", shape.num_layers, heads.c_str(), row.c_str(),
-                            grouped(layout_.token_bytes()).c_str()));
-  out += line("block", text("%s tokens x %s B = %s B", grouped(block_size).c_str(), grouped(layout_.token_bytes()).c_str(),
-                            grouped(layout_.block_bytes()).c_str()));
+  out += line("token",
+              counted(shape.num_layers, "layer") + " x " + heads + " x " + row + " = " + grouped(layout_.token_bytes()) + " B");
+  out += line("block", counted(block_size, "token") + " x " + grouped(layout_.token_bytes()) +
+                           " B = " + grouped(layout_.block_bytes()) + " B");
   if (memory_) {
     const std::int64_t used = memory_->total_bytes - memory_->free_bytes;
     out += line("memory",
@@ -160,10 +171,10 @@ std::string pool_plan::explain(std::optional<std::int64_t> max_model_len) const 
     }
     if (limits_.max_bytes) out += line("", "at most " + bytes(*limits_.max_bytes), bound_by_ == plan_bound::max_bytes);
     if (limits_.max_blocks) {
-      out += line("", "at most " + grouped(*limits_.max_blocks) + " blocks", bound_by_ == plan_bound::max_blocks);
+      out += line("", "at most " + counted(*limits_.max_blocks, "block"), bound_by_ == plan_bound::max_blocks);
     }
     if (bound_by_ == plan_bound::id_range) {
-      out += line("", "at most " + grouped(num_blocks_) + " blocks: a slot number fits 31 bits", true);
+      out += line("", "at most " + counted(num_blocks_, "block") + ": a slot number fits 31 bits", true);
     }
   }
   if (memory_ && bound_by_ != plan_bound::max_blocks && bound_by_ != plan_bound::id_range) {
@@ -179,11 +190,13 @@ std::string pool_plan::explain(std::optional<std::int64_t> max_model_len) const 
   out += line("tokens", grouped(usable_blocks()) + " x " + grouped(block_size) + " = " + grouped(num_tokens()));
   out += line("reserves", bytes(pool_bytes()));
   if (max_model_len) {
-    const std::int64_t blocks = (*max_model_len + block_size - 1) / block_size;
-    out += line("longest", "a sequence of " + grouped(*max_model_len) + " tokens = " + grouped(blocks) +
-                               " blocks = " + bytes(blocks * layout_.block_bytes()) + "; " +
-                               (fits(*max_model_len) ? grouped(sequences_of(*max_model_len)) + " of them fit at once"
-                                                     : "NONE fits: lower max_model_len or raise the limits"));
+    const std::int64_t blocks = *max_model_len / block_size + (*max_model_len % block_size != 0);
+    const std::int64_t fit = sequences_of(*max_model_len);
+    out += line("longest", "a sequence of " + counted(*max_model_len, "token") + " = " + counted(blocks, "block") + " = " +
+                               bytes(blocks * layout_.block_bytes()) + "; " +
+                               (fit == 0   ? "NONE fits: lower max_model_len or raise the limits"
+                                : fit == 1 ? "1 of them fits"
+                                           : grouped(fit) + " of them fit at once"));
   }
   return out;
 }

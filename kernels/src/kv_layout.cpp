@@ -1,5 +1,6 @@
 #include <pagedkv/kv_layout.hpp>
 
+#include "counted.hpp"
 #include "refusal.hpp"
 
 namespace pagedkv {
@@ -89,7 +90,7 @@ kv_layout::kv_layout(const kv_shape& shape) : shape_(shape) {
   if (shape.block_size < 1) refuse("block_size must be at least 1", shape.block_size);
   if (shape.value_dim < 0) refuse("value_dim (of a latent cache: rotary_dim) must be at least 1", shape.value_dim);
   if (shape.value_dim != 0 && shape.value_dim != shape.head_dim && shape.placement != kv_placement::packed) {
-    refuse("values of another length than keys must be packed", shape.value_dim, shape.head_dim);
+    refuse("value_dim is not head_dim: values of another length than keys must be packed", shape.value_dim, shape.head_dim);
   }
   if (is_integer(shape.type) && !shape.row_scales) refuse("i8 and i4 are stored with a scale per row: set row_scales");
   if (shape.row_scales && !is_integer(shape.type) && !is_fp8(shape.type)) {
@@ -98,12 +99,13 @@ kv_layout::kv_layout(const kv_shape& shape) : shape_(shape) {
   if (row_bytes() > INT32_MAX) refuse("head_dim is too large: one row must fit 2^31 - 1 bytes", shape.head_dim);
   if (value_row_bytes() > INT32_MAX) refuse("value_dim is too large: one row must fit 2^31 - 1 bytes", shape.value_dim);
   std::int64_t bytes = row_bytes() + value_row_bytes() + 2 * scale_bytes();
-  for (const std::int64_t count : {shape.num_kv_heads, shape.block_size, shape.num_layers}) {
-    if (bytes > max_block_bytes / count) {
-      refuse("one block must fit 2^46 bytes: lower block_size, num_layers or num_kv_heads", count, max_block_bytes);
-    }
+  const auto multiply = [&bytes](std::int64_t count, const char* what) {
+    if (bytes > max_block_bytes / count) refuse(what, count, max_block_bytes / bytes);
     bytes *= count;
-  }
+  };
+  multiply(shape.num_kv_heads, "num_kv_heads is too large: one block must fit 2^46 bytes");
+  multiply(shape.block_size, "block_size is too large for that many heads: one block must fit 2^46 bytes");
+  multiply(shape.num_layers, "num_layers is too large for that many heads and tokens: one block must fit 2^46 bytes");
 }
 
 plane_strides kv_layout::strides() const noexcept { return strides_of(shape_, row_steps(*this)); }
@@ -148,12 +150,12 @@ kv_layout kv_layout::per_rank(std::int32_t tensor_parallel) const {
 }
 
 std::string kv_layout::describe() const {
-  return std::to_string(shape_.num_layers) + " layers, " + std::to_string(shape_.num_kv_heads) + " KV heads x " +
+  return counted(shape_.num_layers, "layer") + ", " + counted(shape_.num_kv_heads, "KV head") + " x " +
          std::to_string(shape_.head_dim) + (shape_.value_dim != 0 ? " + " + std::to_string(shape_.value_dim) : "") + ", " +
          std::string(name_of(shape_.type)) + (shape_.row_scales ? " with row scales" : "") +
          (shape_.order == block_order::nhd ? ", NHD" : ", HND") + ", K and V " + words_for(shape_.placement) +
-         (shape_.pool == pool_order::layer_major ? ", layer-major, " : ", block-major, ") + std::to_string(shape_.block_size) +
-         " tokens per block";
+         (shape_.pool == pool_order::layer_major ? ", layer-major, " : ", block-major, ") +
+         counted(shape_.block_size, "token") + " per block";
 }
 
 }  // namespace pagedkv

@@ -24,7 +24,7 @@ TEST(LatentLayout, DeepSeekV3ByHand) {
   EXPECT_EQ(layout.key_offset(2, 10), 2 * 10 * 64 * 1'152);
   EXPECT_EQ(layout.value_offset(2, 10), 2 * 10 * 64 * 1'152 + 1'024) << "the rotary part follows 512 elements";
   EXPECT_EQ(layout.per_rank(8), layout) << "every rank holds all of it";
-  EXPECT_EQ(layout.describe(), "61 layers, 1 KV heads x 512 + 64, bf16, NHD, K and V packed, layer-major, 64 tokens per block");
+  EXPECT_EQ(layout.describe(), "61 layers, 1 KV head x 512 + 64, bf16, NHD, K and V packed, layer-major, 64 tokens per block");
 }
 
 TEST(LatentLayout, RefusesPartsBelowOne) {

@@ -18,18 +18,55 @@ TEST(KvLayout, CodeGeeX4Takes40960BytesPerToken) {
   EXPECT_EQ(layout.block_bytes(), 655'360);
 }
 
-TEST(KvLayout, RefusesEveryCountBelowOne) {
-  for (const auto spoil : {+[](kv_shape& s) { s.num_layers = 0; }, +[](kv_shape& s) { s.num_kv_heads = -1; },
-                           +[](kv_shape& s) { s.head_dim = 0; }, +[](kv_shape& s) { s.block_size = 0; }}) {
+TEST(KvLayout, RefusesByNameAndValue) {
+  struct refusal {
+    void (*spoil)(kv_shape&);
+    const char* text;
+  };
+  for (const refusal& wanted : {
+           refusal{[](kv_shape& s) { s.num_layers = 0; }, "num_layers must be at least 1 (got 0)"},
+           refusal{[](kv_shape& s) { s.num_kv_heads = -1; }, "num_kv_heads must be at least 1 (got -1)"},
+           refusal{[](kv_shape& s) { s.head_dim = 0; }, "head_dim must be at least 1 (got 0)"},
+           refusal{[](kv_shape& s) { s.block_size = 0; }, "block_size must be at least 1 (got 0)"},
+           refusal{[](kv_shape& s) { s.value_dim = -1; },
+                   "value_dim (of a latent cache: rotary_dim) must be at least 1 (got -1)"},
+           refusal{[](kv_shape& s) { s.value_dim = 64; },
+                   "value_dim is not head_dim: values of another length than keys must be "
+                   "packed (got 64, limit 128)"},
+           refusal{[](kv_shape& s) { s.head_dim = 1 << 30; },
+                   "head_dim is too large: one row must fit 2^31 - 1 bytes (got "
+                   "1073741824)"},
+           refusal{[](kv_shape& s) { s.placement = kv_placement::packed, s.value_dim = 1 << 30; },
+                   "value_dim is too large: one row must fit 2^31 - 1 bytes (got 1073741824)"},
+           // 2^17 * 2 bytes for a key and as many for a value, so 2^28 heads of them.
+           refusal{[](kv_shape& s) { s.head_dim = 1 << 16, s.num_kv_heads = (1 << 28) + 1; },
+                   "num_kv_heads is too large: one block must fit 2^46 bytes (got 268435457, limit 268435456)"},
+           refusal{[](kv_shape& s) { s.head_dim = 1 << 16, s.num_kv_heads = 1 << 20, s.block_size = 257; },
+                   "block_size is too large for that many heads: one block must fit 2^46 bytes (got 257, limit 256)"},
+           refusal{[](kv_shape& s) { s.head_dim = 1 << 16, s.num_kv_heads = 1 << 20, s.block_size = 128, s.num_layers = 3; },
+                   "num_layers is too large for that many heads and tokens: one block must fit 2^46 bytes (got 3, limit 2)"},
+       }) {
     kv_shape shape = codegeex4;
-    spoil(shape);
+    wanted.spoil(shape);
     try {
       const kv_layout layout(shape);
-      FAIL() << "accepted " << layout.describe();
+      ADD_FAILURE() << "accepted " << layout.describe();
     } catch (const failure& thrown) {
       EXPECT_EQ(thrown.cause().code, errc::invalid_argument);
+      EXPECT_STREQ(thrown.what(), wanted.text);
     }
   }
+  kv_shape largest = codegeex4;
+  largest.head_dim = 1 << 16, largest.num_kv_heads = 1 << 20, largest.block_size = 128, largest.num_layers = 2;
+  EXPECT_EQ(kv_layout(largest).block_bytes(), std::int64_t{1} << 46);
+  kv_shape scaled{
+      .num_layers = 1, .num_kv_heads = 1 << 30, .head_dim = 4, .block_size = 4'096, .type = dtype::i8, .row_scales = true};
+  EXPECT_EQ(kv_layout(scaled).block_bytes(), std::int64_t{1} << 46);
+  scaled.block_size = 4'097;
+  EXPECT_THROW(kv_layout{scaled}, failure) << "scales are part of a block";
+  kv_shape same_length = codegeex4;
+  same_length.value_dim = 128;
+  EXPECT_EQ(kv_layout(same_length).token_bytes(), 40'960);
 }
 
 // 2 layers, 3 heads x 5 elements of 2 B, 4 tokens per block: row 10 B, token 30 B, plane block 120 B.
@@ -44,6 +81,16 @@ kv_shape small(block_order order, kv_placement placement, pool_order pool) {
           .pool = pool};
 }
 
+TEST(KvLayout, DescribesOneOfEach) {
+  EXPECT_EQ(kv_layout({.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_size = 1}).describe(),
+            "1 layer, 1 KV head x 8, bf16, NHD, K and V apart, layer-major, 1 token per block");
+  for (const auto& [placement, words] : {std::pair{kv_placement::fused, "fused"}, std::pair{kv_placement::packed, "packed"},
+                                         std::pair{kv_placement::interleaved, "interleaved"}}) {
+    EXPECT_EQ(kv_layout(small(block_order::hnd, placement, pool_order::block_major)).describe(),
+              std::string("2 layers, 3 KV heads x 5, f16, HND, K and V ") + words + ", block-major, 4 tokens per block");
+  }
+}
+
 TEST(KvLayout, StridesByHand) {
   using enum block_order;
   using enum kv_placement;
@@ -55,6 +102,10 @@ TEST(KvLayout, StridesByHand) {
   EXPECT_EQ(strides(hnd, fused, layer_major), (plane_strides{240, 10, 40}));
   EXPECT_EQ(strides(nhd, apart, block_major), (plane_strides{240, 30, 10}));
   EXPECT_EQ(strides(hnd, fused, block_major), (plane_strides{480, 10, 40}));
+  EXPECT_EQ(strides(nhd, interleaved, layer_major), (plane_strides{240, 60, 10}));
+  EXPECT_EQ(strides(hnd, interleaved, block_major), (plane_strides{480, 10, 80}));
+  EXPECT_EQ(strides(nhd, packed, layer_major), (plane_strides{240, 60, 20}));
+  EXPECT_EQ(strides(hnd, packed, block_major), (plane_strides{480, 20, 80}));
 }
 
 TEST(KvLayout, OffsetsByHand) {
@@ -84,6 +135,20 @@ TEST(KvLayout, OffsetsByHand) {
   EXPECT_EQ(fused_blocks.pool_bytes(7), 3'584);  // 3,360 rounded up
   EXPECT_EQ(fused_blocks.key_offset(1, 7), 240);
   EXPECT_EQ(fused_blocks.value_offset(1, 7), 360);
+
+  EXPECT_EQ(kv_layout(small(block_order::nhd, interleaved, block_major)).value_offset(1, 7), 240 + 30);
+  kv_shape two_lengths = small(block_order::hnd, packed, layer_major);
+  two_lengths.value_dim = 2;                                  // rows of 10 B and 4 B
+  EXPECT_EQ(kv_layout(two_lengths).key_offset(1, 7), 1'280);  // 7 * 168 rounded up
+  EXPECT_EQ(kv_layout(two_lengths).value_offset(1, 7), 1'280 + 10);
+}
+
+TEST(KvLayout, OffsetsPast32Bits) {
+  const kv_layout layout(codegeex4);  // a plane's block is 8 KiB
+  EXPECT_EQ(layout.region_bytes(1 << 20), std::int64_t{8} << 30);
+  EXPECT_EQ(layout.key_offset(39, 1 << 20), std::int64_t{39} * 2 * 8 << 30);
+  EXPECT_EQ(layout.value_offset(39, 1 << 20), std::int64_t{79} * 8 << 30);
+  EXPECT_EQ(layout.pool_bytes(1 << 20), std::int64_t{640} << 30);
 }
 
 // The same counts with a scale for each row: i8 rows of 5 B, i4 rows of 3 B.

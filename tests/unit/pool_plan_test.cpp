@@ -54,6 +54,10 @@ TEST(PoolPlan, TheSmallestLimitWinsAndIsNamed) {
                           .max_bytes = 20 * block,
                           .max_blocks = 25,
                           .headroom_bytes = 5 * block};
+  EXPECT_EQ(plan({.fraction_of_free = 0.9, .headroom_bytes = 10 * block}).num_blocks(), 50) << "headroom is kept in any case";
+  EXPECT_EQ(plan({.fraction_of_free = 0.9, .headroom_bytes = 10 * block}).bound_by(), plan_bound::free_memory);
+  EXPECT_EQ(plan({.fraction_of_total = 1.0, .headroom_bytes = 10 * block}).num_blocks(), 50);
+  EXPECT_EQ(plan({.max_bytes = 55 * block, .headroom_bytes = 10 * block}).num_blocks(), 50);
   EXPECT_EQ(plan(all).num_blocks(), 20);
   EXPECT_EQ(plan(all).bound_by(), plan_bound::max_bytes);
 }
@@ -87,6 +91,66 @@ TEST(PoolPlan, AsksForAtLeastOneUsableBlock) {
   EXPECT_EQ(pool_plan::of_blocks(codegeex4(16), 2).usable_blocks(), 1);
 }
 
+TEST(PoolPlan, ALimitThatIsExceededAlreadySaysByHowMuch) {
+  const auto refusal = [](const memory_limits& limits) -> std::string {
+    try {
+      const pool_plan plan(codegeex4(16), hundred, limits);
+      return "accepted";
+    } catch (const failure& thrown) {
+      EXPECT_EQ(thrown.cause().code, errc::out_of_memory);
+      return thrown.what();
+    }
+  };
+  const std::string text =
+      "the limits leave no block to use beside the null block: raise them, or lower block_size (needed 1310720 ";
+  EXPECT_EQ(refusal({.headroom_bytes = 60 * block + 1}),
+            text + "bytes, none available: the limits are exceeded by 1 byte already)");
+  EXPECT_EQ(refusal({.fraction_of_total = 0.25}),
+            text + "bytes, none available: the limits are exceeded by 9830400 bytes already)");
+  EXPECT_EQ(refusal({.max_bytes = block}), text + "bytes, 655360 available)");
+  EXPECT_EQ(refusal({.max_blocks = 1}), text + "bytes, 655360 available)");
+}
+
+TEST(PoolPlan, RefusesByNameAndValue) {
+  const auto refusal = [](const memory_state& memory, const memory_limits& limits) -> std::string {
+    try {
+      const pool_plan plan(codegeex4(16), memory, limits);
+      return "accepted";
+    } catch (const failure& thrown) {
+      EXPECT_EQ(thrown.cause().code, errc::invalid_argument);
+      return thrown.what();
+    }
+  };
+  EXPECT_EQ(refusal({-1, 1}, {}), "free memory must not be negative (got -1, limit 0)");
+  EXPECT_EQ(refusal({2, 1}, {}), "free memory must not exceed total memory (got 2, limit 1)");
+  EXPECT_EQ(refusal(hundred, {.headroom_bytes = -1}), "headroom must not be negative (got -1, limit 0)");
+  EXPECT_EQ(refusal(hundred, {.max_bytes = -1}), "max_bytes must not be negative (got -1, limit 0)");
+  EXPECT_EQ(refusal(hundred, {.max_blocks = -1}), "max_blocks must not be negative (got -1, limit 0)");
+  EXPECT_EQ(refusal(hundred, {.fraction_of_free = 0.0}), "the fraction of free memory must be above 0 and at most 1 (got 0)");
+  EXPECT_EQ(refusal(hundred, {.fraction_of_total = 1.5}),
+            "the fraction of total memory must be above 0 and at most 1 (got 1.5)");
+  const auto of_blocks = [](std::int64_t num_blocks, bool has_null_block) -> std::string {
+    try {
+      return std::to_string(pool_plan::of_blocks(codegeex4(16), num_blocks, has_null_block).usable_blocks());
+    } catch (const failure& thrown) {
+      return thrown.what();
+    }
+  };
+  EXPECT_EQ(of_blocks(0, false),
+            "num_blocks leaves no block to use: give at least 1, plus 1 for the null block (got 0, limit 1)");
+  EXPECT_EQ(of_blocks(1, true),
+            "num_blocks leaves no block to use: give at least 1, plus 1 for the null block (got 1, limit 2)");
+  EXPECT_EQ(of_blocks(INT32_MAX / 16, true), std::to_string(INT32_MAX / 16 - 1));
+  EXPECT_EQ(of_blocks(INT32_MAX / 16 + 1, true),
+            "num_blocks * block_size must fit int32: lower num_blocks (got 134217728, limit 134217727)");
+  try {
+    (void)pool_plan::of_blocks(codegeex4(16), 2).explain(0);
+    FAIL() << "explained a sequence of no tokens";
+  } catch (const failure& thrown) {
+    EXPECT_STREQ(thrown.what(), "max_model_len must be at least 1 (got 0, limit 1)");
+  }
+}
+
 TEST(PoolPlan, RefusesNonsense) {
   for (const double fraction : {0.0, -0.1, 1.01, std::numeric_limits<double>::quiet_NaN()}) {
     EXPECT_THROW(pool_plan(codegeex4(16), hundred, {.fraction_of_free = fraction}), failure);
@@ -104,6 +168,7 @@ TEST(PoolPlan, SlotNumbersFit31Bits) {
   const pool_plan plan(tiny, {.free_bytes = 1'000 * gib, .total_bytes = 1'000 * gib}, {}, false);
   EXPECT_EQ(plan.num_blocks(), INT32_MAX / 16);
   EXPECT_EQ(plan.bound_by(), plan_bound::id_range);
+  EXPECT_NE(plan.explain().find("blocks      134,217,727\n"), std::string::npos) << plan.explain();
 }
 
 TEST(PoolPlan, SequencesRoundUpToBlocks) {
@@ -127,6 +192,73 @@ TEST(PoolPlan, ExplainsWhatCanBeCheckedByHand) {
   EXPECT_NE(pool_plan::of_blocks(codegeex4(16), 4).explain(1'000).find("NONE fits"), std::string::npos);
 }
 
+TEST(PoolPlan, ExplainsAWholePlan) {
+  const kv_layout layout({.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_size = 4, .type = dtype::f16});
+  EXPECT_EQ(
+      pool_plan(layout, {.free_bytes = 2'000, .total_bytes = 2 * gib}, {.max_blocks = 5, .headroom_bytes = 100}).explain(9),
+      "layout      1 layer, 1 KV head x 8, f16, NHD, K and V apart, layer-major, 4 tokens per block\n"
+      "token       1 layer x 2 (K, V) x 1 head x 8 x 2 B = 32 B\n"
+      "block       4 tokens x 32 B = 128 B\n"
+      "memory      2,147,483,648 B (2.00 GiB) total - 2,147,481,648 B (2.00 GiB) used = 2,000 B (1.95 KiB) free\n"
+      "limits      2,000 B (1.95 KiB) free - 100 B headroom = 1,900 B (1.86 KiB)\n"
+      "            at most 5 blocks   <- binds\n"
+      "blocks      5\n"
+      "            5 - 1 null block = 4 usable\n"
+      "tokens      4 x 4 = 16\n"
+      "reserves    1,024 B (1.00 KiB)\n"
+      "longest     a sequence of 9 tokens = 3 blocks = 384 B; 1 of them fits\n");
+}
+
+TEST(PoolPlan, ExplainsTheLongestSequenceInWholeBlocks) {
+  const pool_plan plan = pool_plan::of_blocks(codegeex4(16), 127, false);
+  const auto longest = [&](std::int64_t num_tokens) {
+    const std::string text = plan.explain(num_tokens);
+    return text.substr(text.find("longest"));
+  };
+  EXPECT_EQ(longest(1), "longest     a sequence of 1 token = 1 block = 655,360 B (640.00 KiB); 127 of them fit at once\n");
+  EXPECT_EQ(longest(1'000),
+            "longest     a sequence of 1,000 tokens = 63 blocks = 41,287,680 B (39.38 MiB); 2 of them fit at once\n");
+  EXPECT_EQ(longest(1'008),
+            "longest     a sequence of 1,008 tokens = 63 blocks = 41,287,680 B (39.38 MiB); 2 of them fit at once\n");
+  EXPECT_EQ(longest(1'009), "longest     a sequence of 1,009 tokens = 64 blocks = 41,943,040 B (40.00 MiB); 1 of them fits\n");
+}
+
+TEST(PoolPlan, ExplainsEveryLimitAndMarksTheOneThatBinds) {
+  const auto binding = [](const memory_limits& limits, const memory_state& memory, const kv_layout& layout) {
+    const std::string text = pool_plan(layout, memory, limits, false).explain();
+    const std::size_t mark = text.find("   <- binds\n");
+    EXPECT_EQ(mark, text.rfind("   <- binds\n")) << text;
+    const std::size_t first = text.rfind('\n', mark) + 1;
+    return text.substr(first + 12, mark - first - 12);
+  };
+  const kv_layout layout = codegeex4(16);
+  const memory_limits loose{.fraction_of_free = 1.0, .fraction_of_total = 1.0, .max_bytes = 60 * block, .max_blocks = 60};
+  EXPECT_EQ(binding(loose, hundred, layout), "39,321,600 B (37.50 MiB) free - 0 B headroom = 39,321,600 B (37.50 MiB)");
+  memory_limits tight = loose;
+  tight.fraction_of_free = 0.5;
+  EXPECT_EQ(binding(tight, hundred, layout), "0.5 x 39,321,600 B free = 19,660,800 B (18.75 MiB)");
+  tight = loose;
+  tight.fraction_of_total = 0.5;
+  EXPECT_EQ(binding(tight, hundred, layout), "0.5 x 65,536,000 B total - 26,214,400 B used = 6,553,600 B (6.25 MiB)");
+  tight = loose;
+  tight.max_bytes = block;
+  EXPECT_EQ(binding(tight, hundred, layout), "at most 655,360 B (640.00 KiB)");
+  tight = loose;
+  tight.max_blocks = 1;
+  EXPECT_EQ(binding(tight, hundred, layout), "at most 1 block");
+  const kv_layout tiny({.num_layers = 1, .num_kv_heads = 1, .head_dim = 1, .block_size = INT32_MAX});
+  EXPECT_EQ(binding({}, {.free_bytes = 1'000 * gib, .total_bytes = 1'000 * gib}, tiny),
+            "at most 1 block: a slot number fits 31 bits");
+}
+
+TEST(PoolPlan, ExplainsRegionAlignment) {
+  const kv_layout tiny({.num_layers = 1, .num_kv_heads = 1, .head_dim = 5, .block_size = 1, .type = dtype::f16});
+  const std::string text = pool_plan(tiny, {.free_bytes = 1'023, .total_bytes = 1'023}, {}, false).explain();
+  EXPECT_NE(text.find("blocks      1,023 / 20, rounded down (and 26 less for 256-byte region starts) = 25\n"),
+            std::string::npos)
+      << text;
+}
+
 TEST(PoolPlan, ExplainsScales) {
   const auto explain = [](dtype type) {
     const kv_layout layout({.num_layers = 40, .num_kv_heads = 2, .head_dim = 129, .type = type, .row_scales = true});
@@ -138,13 +270,13 @@ TEST(PoolPlan, ExplainsScales) {
       << explain(dtype::i4);
   const kv_layout latent(kv_shape::latent(61, 512, 64, 64, dtype::i8));
   const std::string text = pool_plan::of_blocks(latent, 10).explain();
-  EXPECT_NE(text.find("61 layers x 1 heads x (512 + 64 + 2 x 4 of scale) B = 35,624 B"), std::string::npos) << text;
+  EXPECT_NE(text.find("61 layers x 1 head x (512 + 64 + 2 x 4 of scale) B = 35,624 B"), std::string::npos) << text;
 }
 
 TEST(PoolPlan, ExplainsALatentCache) {
   const kv_layout latent(kv_shape::latent(61, 512, 64, 64, dtype::bf16));
   const std::string text = pool_plan::of_blocks(latent, 10).explain();
-  EXPECT_NE(text.find("61 layers x 1 heads x (512 + 64) x 2 B = 70,272 B"), std::string::npos) << text;
+  EXPECT_NE(text.find("61 layers x 1 head x (512 + 64) x 2 B = 70,272 B"), std::string::npos) << text;
 }
 
 }  // namespace

@@ -52,8 +52,36 @@ TEST(Result, MessageNamesEveryFieldThatIsSet) {
                                  .file = "x.cpp",
                                  .line = 9}
                                .message();
-  EXPECT_NE(cuda.find("cudaMalloc"), std::string::npos) << cuda;
-  EXPECT_NE(cuda.find("x.cpp:9"), std::string::npos) << cuda;
+  EXPECT_EQ(cuda, "a CUDA call failed: cudaMalloc: CUDA error 2 at x.cpp:9");
+  EXPECT_EQ((error{.code = errc::cuda_unavailable,
+                   .what = "no such device",
+                   .value = 101,
+                   .call = "cudaSetDevice(7)",
+                   .file = "x.cpp",
+                   .line = 9}
+                 .message()),
+            "no such device: cudaSetDevice(7): CUDA error 101 at x.cpp:9");
+  EXPECT_EQ((error{.code = errc::cuda_unavailable, .what = "no such device", .value = 7}.message()), "no such device (got 7)");
+  EXPECT_EQ((error{.code = errc::cuda_failure, .what = "a launch failed", .call = "append"}.message()),
+            "a launch failed: append");
+}
+
+TEST(Result, AShortageIsCounted) {
+  const auto blocks = [](std::int64_t needed, std::int64_t available, std::int64_t held) {
+    return error{.code = errc::out_of_blocks, .what = "too few", .value = needed, .limit = available, .held = held}.message();
+  };
+  EXPECT_EQ(blocks(1, 0, error::none), "too few (needed 1 block, 0 available)");
+  EXPECT_EQ(blocks(5, 3, 1), "too few (needed 5 blocks, 3 available, 1 held until their epochs are retired)");
+  EXPECT_EQ(blocks(2, -1, 0),
+            "too few (needed 2 blocks, none available: the limits are exceeded by 1 block already, 0 held until their "
+            "epochs are retired)");
+  const auto memory = [](std::int64_t needed, std::int64_t available) {
+    return error{.code = errc::out_of_memory, .what = "refused", .value = needed, .limit = available}.message();
+  };
+  EXPECT_EQ(memory(1, error::none), "refused (needed 1 byte)");
+  EXPECT_EQ(memory(4'096, -10), "refused (needed 4096 bytes, none available: the limits are exceeded by 10 bytes already)");
+  EXPECT_EQ((error{.code = errc::out_of_sequences, .what = "all in use", .limit = 3, .index = 0}.message()),
+            "all in use (entry 0: limit 3)");
 }
 
 }  // namespace

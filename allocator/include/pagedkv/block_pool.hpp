@@ -9,6 +9,7 @@
 
 #include <pagedkv/ids.hpp>
 #include <pagedkv/result.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -28,7 +29,7 @@ using epoch_t = std::uint32_t;
 /// evicted by priority, then least recently released first.
 ///
 /// 20 bytes per block. One thread at a time. No heap use once built.
-class block_pool {
+class PAGEDKV_PUBLIC block_pool {
  public:
   /// Throws `failure` (invalid_argument) when no block is left to hand out or ids would not fit int32; std::bad_alloc.
   block_pool(std::int64_t num_blocks, bool has_null_block, bool deferred_release = false);

@@ -7,12 +7,13 @@
 
 #include <pagedkv/ids.hpp>
 #include <pagedkv/lazy_array.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
 /// The block tables of all sequences: one dense row of block ids each, so that a row is at once what an attention kernel
 /// reads. Memory is touched as entries are first written (4 bytes each).
-class block_table {
+class PAGEDKV_PUBLIC block_table {
  public:
   /// @param num_rows, row_width  sequences, and blocks of the longest one.
   /// Throws `failure` (out_of_memory) when the address space is refused.

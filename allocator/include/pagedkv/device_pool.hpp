@@ -9,18 +9,19 @@
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/pool_plan.hpp>
 #include <pagedkv/result.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
 /// Free and total memory of this machine, now.
-[[nodiscard]] memory_state host_memory() noexcept;
+[[nodiscard]] PAGEDKV_PUBLIC memory_state host_memory() noexcept;
 
 /// Free and total memory of a CUDA device, now (cudaMemGetInfo). cuda_unavailable, cuda_failure.
-[[nodiscard]] result<memory_state> cuda_memory(int device) noexcept;
+[[nodiscard]] PAGEDKV_PUBLIC result<memory_state> cuda_memory(int device) noexcept;
 
 /// The memory of one plan, with its null block zeroed. Move-only; gives back what it reserved when it goes, never what it
 /// borrowed. Whoever destroys it makes sure that no kernel uses the memory any more.
-class device_pool {
+class PAGEDKV_PUBLIC device_pool {
  public:
   /// Host memory, committed by the operating system as it is touched: a pool may be larger than the machine's memory as long as
   /// few of its blocks are written. out_of_memory: address space refused; nothing reserved.

@@ -8,12 +8,13 @@
 #include <pagedkv/kernel_context.hpp>
 #include <pagedkv/kv_cache.hpp>
 #include <pagedkv/result.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
 /// For caches with deferred_release: a step's epoch is marked in the stream behind the step's work, and retired once the device
 /// is past the mark. Move-only. One thread at a time.
-class epoch_fences {
+class PAGEDKV_PUBLIC epoch_fences {
  public:
   /// @param most_in_flight  epochs marked and not retired: how far the engine runs ahead of the device, at least 1.
   /// invalid_argument; cuda_unavailable; cuda_failure. The current device is left as it was.

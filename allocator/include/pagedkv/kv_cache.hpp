@@ -20,6 +20,7 @@
 #include <pagedkv/pool_plan.hpp>
 #include <pagedkv/prefix_index.hpp>
 #include <pagedkv/result.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -54,8 +55,8 @@ struct kv_cache_config {
 };
 
 /// One full-attention group with the blocks and null block of a plan; the longest sequence must fit.
-[[nodiscard]] kv_cache_config config_for(const pool_plan& plan, std::int32_t max_sequences,
-                                         std::int32_t max_tokens_per_sequence);
+[[nodiscard]] PAGEDKV_PUBLIC kv_cache_config config_for(const pool_plan& plan, std::int32_t max_sequences,
+                                                        std::int32_t max_tokens_per_sequence);
 
 /// The tokens of a sequence from its first one on, and what else their content depends on. Borrowed for the call.
 struct sequence_tokens {
@@ -173,7 +174,7 @@ inline constexpr std::int32_t whole_prompt = std::numeric_limits<std::int32_t>::
 /// when they are certain: what is shared and what leaves a window follows the computed length.
 ///
 /// One thread at a time uses one cache; several caches are independent.
-class kv_cache {
+class PAGEDKV_PUBLIC kv_cache {
  public:
   /// Throws `failure` (invalid_argument: which count is out of range; out_of_memory) or std::bad_alloc.
   explicit kv_cache(const kv_cache_config& config);

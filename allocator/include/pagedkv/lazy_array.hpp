@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include <pagedkv/result.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -17,7 +18,7 @@ enum class page_wish : std::uint8_t { any, huge };
 namespace detail {
 
 /// Memory that is zero at first and committed page by page as it is touched.
-struct lazy_memory {
+struct PAGEDKV_PUBLIC lazy_memory {
   void* start;              ///< Null: refused.
   void* mapping = nullptr;  ///< What to unmap; null: `start` came from calloc.
   std::int64_t mapping_bytes = 0;

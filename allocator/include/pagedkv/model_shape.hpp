@@ -10,6 +10,7 @@
 
 #include <pagedkv/dtype.hpp>
 #include <pagedkv/result.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -24,10 +25,10 @@ struct model_shape {
 };
 
 /// All presets: codegeex4-9b, internlm2-7b, internlm-7b, llama-3.1-8b, llama-3.1-70b, qwen2.5-7b, opt-13b.
-[[nodiscard]] std::span<const model_shape> model_presets();
+[[nodiscard]] PAGEDKV_PUBLIC std::span<const model_shape> model_presets();
 
 /// The preset of that name, or nothing.
-[[nodiscard]] std::optional<model_shape> find_model_preset(std::string_view name);
+[[nodiscard]] PAGEDKV_PUBLIC std::optional<model_shape> find_model_preset(std::string_view name);
 
 /// Reads a Hugging Face config.json: layers from num_hidden_layers or num_layers; KV heads from num_key_value_heads, or
 /// multi_query_group_num where multi_query_attention is set, or num_attention_heads; head_dim from head_dim or kv_channels, or
@@ -35,6 +36,6 @@ struct model_shape {
 ///
 /// @return invalid_argument: no such file, not JSON, a field that is missing or not a positive integer (the text names
 ///         it), or latent attention (kv_lora_rank), which heads x head_dim does not describe.
-[[nodiscard]] result<model_shape> read_model_config(const std::string& path);
+[[nodiscard]] PAGEDKV_PUBLIC result<model_shape> read_model_config(const std::string& path);
 
 }  // namespace pagedkv

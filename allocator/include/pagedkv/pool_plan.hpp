@@ -7,6 +7,7 @@
 #include <string>
 
 #include <pagedkv/kv_layout.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -30,7 +31,7 @@ struct memory_limits {
 enum class plan_bound : std::uint8_t { free_memory, fraction_of_free, fraction_of_total, max_bytes, max_blocks, id_range };
 
 /// How many blocks of a layout fit, rounded down, and which limit bound that. Immutable.
-class pool_plan {
+class PAGEDKV_PUBLIC pool_plan {
  public:
   /// Throws `failure`: a fraction outside (0, 1], negative bytes or blocks, free above total (invalid_argument); or a budget
   /// that holds no usable block (out_of_memory: `value` bytes are needed, `limit` are allowed).
@@ -56,7 +57,8 @@ class pool_plan {
   /// Whether one sequence of `max_model_len` tokens fits at all. Check it at start-up.
   [[nodiscard]] bool fits(std::int64_t max_model_len) const noexcept { return sequences_of(max_model_len) > 0; }
 
-  /// The arithmetic, line by line, for a person to check by hand; with `max_model_len` (>= 1) also what it would cost.
+  /// The arithmetic, line by line, for a person to check by hand; with `max_model_len` also what it would cost.
+  /// Throws `failure` (invalid_argument): a max_model_len below 1.
   [[nodiscard]] std::string explain(std::optional<std::int64_t> max_model_len = std::nullopt) const;
 
  private:

@@ -9,6 +9,7 @@
 
 #include <pagedkv/ids.hpp>
 #include <pagedkv/lazy_array.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -38,7 +39,7 @@ struct prefix_index_config {
 /// A block's content is unknown; indexed; a copy of an indexed block's; or withdrawn: known and never to be found again. When
 /// an indexed block is forgotten its oldest copy is indexed in its place. Per block: a record of 32 bytes plus 4 per token, and
 /// 16 to 32 bytes of table; with copies 8 more, with heads 16 more. One thread at a time. No heap use once built.
-class prefix_index {
+class PAGEDKV_PUBLIC prefix_index {
  public:
   /// Throws `failure` (out_of_memory) or std::bad_alloc.
   explicit prefix_index(const prefix_index_config& config);

@@ -10,6 +10,7 @@
 #include <pagedkv/lazy_array.hpp>
 #include <pagedkv/result.hpp>
 #include <pagedkv/update_tables.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -20,7 +21,7 @@ struct table_shape {
 };
 
 /// The tables that are mirrored: of one cache, or of those sequences of it that fit.
-struct table_set {
+struct PAGEDKV_PUBLIC table_set {
   std::vector<table_shape> groups;
   std::int32_t max_sequences = 0;
   std::int32_t max_tokens_per_sequence = 0;
@@ -39,7 +40,7 @@ struct table_set {
 };
 
 /// All tables of a cache.
-[[nodiscard]] table_set tables_of(const kv_cache_config& config);
+[[nodiscard]] PAGEDKV_PUBLIC table_set tables_of(const kv_cache_config& config);
 
 /// What a captured graph expects of its batch. 0 rows or tokens: as many as there are.
 struct batch_padding {
@@ -50,7 +51,7 @@ struct batch_padding {
 
 /// Turns plans into deltas. Keeps nothing from one to the next, so a delta that could not be applied is built again, or
 /// applied later. One thread at a time.
-class table_delta_builder {
+class PAGEDKV_PUBLIC table_delta_builder {
  public:
   /// Throws `failure` (invalid_argument: a count out of range, more than 2^31 - 1 entries; out_of_memory) or std::bad_alloc.
   explicit table_delta_builder(const table_set& tables);

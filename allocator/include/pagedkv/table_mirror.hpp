@@ -13,6 +13,7 @@
 #include <pagedkv/result.hpp>
 #include <pagedkv/table_delta.hpp>
 #include <pagedkv/update_tables.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -32,14 +33,14 @@ struct table_mirror_config {
 };
 
 /// The tables of a cache, and batches of all its sequences.
-[[nodiscard]] table_mirror_config mirror_of(const kv_cache_config& cache, std::int32_t max_batch_tokens);
+[[nodiscard]] PAGEDKV_PUBLIC table_mirror_config mirror_of(const kv_cache_config& cache, std::int32_t max_batch_tokens);
 
 /// Owns the copy of the tables, and on the way to CUDA memory the staging: a ring of pinned buffers, each rewritten only when
 /// its reader is done. Move-only. Whoever destroys it makes sure that no kernel uses the memory any more.
 ///
 /// A sequence's row is stable while it lives: row sequence_handle::index of each group's table. Addresses and strides are
 /// fixed, so that captured graphs stay valid; a step's delta is applied before its graph is launched, on the same stream.
-class table_mirror {
+class PAGEDKV_PUBLIC table_mirror {
  public:
   /// invalid_argument: which field is out of range; out_of_memory. Nothing stays reserved.
   [[nodiscard]] static result<table_mirror> reserve_host(const table_mirror_config& config);

@@ -8,6 +8,7 @@
 #include <pagedkv/ids.hpp>
 #include <pagedkv/kernel_context.hpp>
 #include <pagedkv/quantization.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -35,8 +36,9 @@ struct source_rows {
 ///         the launch failed. cuda_unavailable: CUDA memory, built without CUDA.
 /// Cost: each row read once and written once; 16-byte accesses where bases, strides and lengths allow it for every row.
 /// Thread-safe. No allocation on the device.
-status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
-              const slot_t* slots, std::int64_t num_tokens, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status append(const kernel_context& context, const layer_ref& cache, const source_rows& key,
+                             const source_rows& value, const slot_t* slots, std::int64_t num_tokens,
+                             const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 /// The same with rows of another type than the cache's: each element is stored in 8 or 4 bits, by `how`. Scales per token and
 /// head are computed in the same pass and stored in the layer's scale planes.
@@ -53,8 +55,8 @@ status append(const kernel_context& context, const layer_ref& cache, const sourc
 /// Cost: as above, in groups of 16 bytes of the input where bases, strides and lengths allow it on both sides. Where scales are
 /// computed, rows of more than 128 such groups (1,024 elements of 16 bits; 128 elements where they are moved one by one) are
 /// read twice.
-status append(const kernel_context& context, const layer_ref& cache, const source_rows& key, const source_rows& value,
-              const quantization& how, const slot_t* slots, std::int64_t num_tokens, const diagnostics_ref& faults,
-              cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status append(const kernel_context& context, const layer_ref& cache, const source_rows& key,
+                             const source_rows& value, const quantization& how, const slot_t* slots, std::int64_t num_tokens,
+                             const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include <pagedkv/append.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -22,8 +23,8 @@ namespace pagedkv {
 ///
 /// @return as append; and invalid_argument, nothing written: a plane with another number of heads than one.
 /// Cost: as append.
-status append_latent(const kernel_context& context, const layer_ref& cache, const source_rows& latent,
-                     const source_rows& rotary, const slot_t* slots, std::int64_t num_tokens, const diagnostics_ref& faults,
-                     cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status append_latent(const kernel_context& context, const layer_ref& cache, const source_rows& latent,
+                                    const source_rows& rotary, const slot_t* slots, std::int64_t num_tokens,
+                                    const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv

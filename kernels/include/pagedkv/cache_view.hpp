@@ -9,6 +9,7 @@
 
 #include <pagedkv/kv_layout.hpp>
 #include <pagedkv/result.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -62,7 +63,7 @@ struct token_run {
 /// All layers of a cache, described and not owned; and the same bytes, scales included, as maximal contiguous runs per block,
 /// which is what copying or filling whole blocks needs, and as runs of tokens, for the first tokens of blocks. Built once, then
 /// read-only: threads may share it.
-class cache_view {
+class PAGEDKV_PUBLIC cache_view {
  public:
   /// Memory that follows a layout. `regions`: address of each of `layout.num_regions()` regions, or one address: they
   /// follow each other at `region_bytes` (one allocation), or one per layer (layer-major only): K's region, then V's.

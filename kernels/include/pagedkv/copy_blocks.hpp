@@ -8,6 +8,7 @@
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/kernel_context.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -25,8 +26,8 @@ struct block_copy {
 ///         is also another pair's source or destination (`index` says which pair).
 ///         cuda_failure: a launch failed; earlier launches of the call are under way.
 /// Cost: one launch per 2,048 pairs and 512 runs of the view. The checks take O(pairs) each 2,048 pairs. No heap use.
-status copy_blocks(const kernel_context& context, const cache_view& cache, std::span<const block_copy> copies,
-                   cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status copy_blocks(const kernel_context& context, const cache_view& cache, std::span<const block_copy> copies,
+                                  cuda_stream stream) noexcept;
 
 /// A block of which only the first tokens are wanted, as when a sequence forks inside a block.
 struct prefix_copy {
@@ -43,8 +44,8 @@ struct prefix_copy {
 /// @return as above, and invalid_argument, nothing copied: num_tokens negative or above block_size.
 /// Cost: only the bytes of those tokens are read and written. One launch per 1,024 pairs and 512 of the view's token_runs().
 /// No heap use.
-status copy_blocks(const kernel_context& context, const cache_view& cache, std::span<const prefix_copy> copies,
-                   cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status copy_blocks(const kernel_context& context, const cache_view& cache, std::span<const prefix_copy> copies,
+                                  cuda_stream stream) noexcept;
 
 /// Pairs that the host does not see, for calls captured into a graph: all pointers lie in the cache's address space and are
 /// read when the copy runs, so each replay may find other pairs, and another number of them.
@@ -66,7 +67,7 @@ struct resident_copies {
 ///         claims without a report.
 ///         cuda_failure: a launch failed; earlier launches of the call are under way.
 /// Cost: one launch per 512 runs of the view; CTAs beyond the pairs in use end at once.
-status copy_blocks(const kernel_context& context, const cache_view& cache, const resident_copies& copies,
-                   const diagnostics_ref& faults, cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status copy_blocks(const kernel_context& context, const cache_view& cache, const resident_copies& copies,
+                                  const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv

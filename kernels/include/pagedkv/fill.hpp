@@ -8,6 +8,7 @@
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/kernel_context.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -19,7 +20,7 @@ namespace pagedkv {
 /// @return invalid_argument, nothing filled: an id outside the pool, or the null block with another pattern.
 ///         cuda_failure: a launch failed; earlier launches of the call are under way.
 /// Cost: one launch per 4,096 blocks and 512 runs of the view. No heap use.
-status fill(const kernel_context& context, const cache_view& cache, std::span<const block_id> blocks, std::uint8_t pattern,
-            cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status fill(const kernel_context& context, const cache_view& cache, std::span<const block_id> blocks,
+                           std::uint8_t pattern, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv

@@ -7,6 +7,7 @@
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/kernel_context.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -37,7 +38,7 @@ struct slot_batch {
 ///         cuda_failure, cuda_unavailable: as for append.
 /// Cost: one thread, 8 bytes written, and log2(num_sequences) steps to find its sequence for each token. Capturable: with the
 /// counts of the largest step, replays serve every smaller one.
-status fill_slots(const kernel_context& context, const cache_view& cache, const slot_batch& batch, slot_t* slots,
-                  const diagnostics_ref& faults, cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status fill_slots(const kernel_context& context, const cache_view& cache, const slot_batch& batch, slot_t* slots,
+                                 const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv

@@ -8,6 +8,7 @@
 #include <pagedkv/ids.hpp>
 #include <pagedkv/kernel_context.hpp>
 #include <pagedkv/quantization.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -40,8 +41,9 @@ struct gather_batch {
 ///         cannot be one, or has scales for its rows, as for append. Nothing written.
 ///         cuda_failure, cuda_unavailable: as for append.
 /// Cost: each row read once and written once, and log2(num_sequences) steps to find its sequence.
-status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
-              const target_rows& value, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch,
+                             const target_rows& key, const target_rows& value, const diagnostics_ref& faults,
+                             cuda_stream stream) noexcept;
 
 /// The same from a cache of 8- or 4-bit elements, which become `how.outside` again. Rows that are zeros are so whatever the
 /// scale.
@@ -51,7 +53,8 @@ status gather(const kernel_context& context, const layer_ref& cache, const gathe
 /// @param how         as the rows were appended; scales lie in the address space of `cache` and are read when the copy runs.
 /// @return as above, but a layer whose rows have scales is one for per_token_head; and invalid_argument, nothing written: what
 ///         append refuses of `how`, the rows and the layer's scales.
-status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch, const target_rows& key,
-              const target_rows& value, const quantization& how, const diagnostics_ref& faults, cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch,
+                             const target_rows& key, const target_rows& value, const quantization& how,
+                             const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv

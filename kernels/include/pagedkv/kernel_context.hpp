@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include <pagedkv/result.hpp>
+#include <pagedkv/visibility.hpp>
 
 /// CUDA's stream, declared as cuda_runtime.h does it, so that this header needs no CUDA on the machine.
 struct CUstream_st;
@@ -15,7 +16,7 @@ namespace pagedkv {
 using cuda_stream = ::CUstream_st*;
 
 /// Facts about the device, asked once. The default serves the host backend.
-struct kernel_context {
+struct PAGEDKV_PUBLIC kernel_context {
   std::int32_t num_multiprocessors = 1;  ///< Bounds the grids; 1 in tests makes every grid-stride loop run.
 
   /// Asks the CUDA runtime about `device`. cuda_unavailable: built without CUDA, or no such device. Synchronises nothing.

@@ -6,6 +6,7 @@
 #include <string>
 
 #include <pagedkv/dtype.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -74,7 +75,7 @@ struct plane_strides {
 /// as the rows: as if they were those of a cache with rows of `scale_bytes()`. So layer-major NHD apart has, in each region,
 /// rows [num_blocks, block_size, num_kv_heads, head_dim], then scales [num_blocks, block_size, num_kv_heads]; fused the same
 /// with 2 behind num_blocks, and so on. Rows stay where they are without scales, except that regions are longer.
-class kv_layout {
+class PAGEDKV_PUBLIC kv_layout {
  public:
   static constexpr std::int64_t region_alignment = 256;
 

@@ -9,6 +9,8 @@
 #include <utility>
 #include <variant>
 
+#include <pagedkv/visibility.hpp>
+
 namespace pagedkv {
 
 /// What kind of answer an `error` is. The first four are pressure: ordinary, and nothing has changed.
@@ -21,16 +23,16 @@ enum class errc : std::uint8_t {
   invalid_block,     ///< A block id that is foreign, null, or already free.
   invalid_argument,  ///< `value` is outside what `what` allows.
   corrupted,         ///< `validate()` found an equation that does not hold.
-  cuda_unavailable,  ///< Built without CUDA, or no such device.
+  cuda_unavailable,  ///< Built without CUDA, or no such device: `value`, or where `call` is set as for cuda_failure.
   cuda_failure,      ///< A CUDA call failed; `call`, `file`, `line` and `value` (cudaError_t) say which and how.
 };
 
 /// Plain data, no heap: cheap to return from a hot call.
-struct error {
+struct PAGEDKV_PUBLIC error {
   static constexpr std::int64_t none = INT64_MIN;
 
   errc code = errc::invalid_argument;
-  const char* what = "";       ///< Static text: what is wrong, and the remedy.
+  const char* what = "";       ///< Static text: what is wrong, naming what `value` is of, and the remedy.
   std::int64_t value = none;   ///< What was asked for or given.
   std::int64_t limit = none;   ///< What was available or allowed.
   std::int64_t index = none;   ///< Which entry of the call's input; none when it concerns the whole call.
@@ -39,12 +41,12 @@ struct error {
   const char* file = nullptr;  ///< For cuda_failure: the source file of the call.
   int line = 0;                ///< For cuda_failure: its line.
 
-  /// One line for a person: text, entry, value, limit, call site. Uses the heap.
+  /// One line for a person: text, entry, value, limit, held, call site. Uses the heap.
   [[nodiscard]] std::string message() const;
 };
 
 /// What constructors throw, and what `value()` throws when there is none.
-class failure : public std::runtime_error {
+class PAGEDKV_PUBLIC failure : public std::runtime_error {
  public:
   explicit failure(const error& cause) : failure(cause, cause.message()) {}
   /// With a text that says more than the error's fields can hold.

@@ -10,6 +10,7 @@
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/kernel_context.hpp>
+#include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
 
@@ -128,7 +129,7 @@ struct mirrored_tables {
 ///         cuda_failure, cuda_unavailable: as for append.
 /// Cost: the delta read once; for each batch row and group, its table read and written once up to its length, or to the length
 /// that the same batch row had before; with CSR also the lengths of the rows before.
-status update_tables(const kernel_context& context, const mirrored_tables& to, const table_delta& delta,
-                     const diagnostics_ref& faults, cuda_stream stream) noexcept;
+PAGEDKV_PUBLIC status update_tables(const kernel_context& context, const mirrored_tables& to, const table_delta& delta,
+                                    const diagnostics_ref& faults, cuda_stream stream) noexcept;
 
 }  // namespace pagedkv

@@ -1,4 +1,4 @@
-// What an engine does, in thirty lines: plan, reserve, step, append, read back.
+// What an engine does, in a page: plan, reserve, step, append, read back.
 #include <cstdio>
 #include <vector>
 
@@ -9,6 +9,13 @@
 
 int main() {
   using namespace pagedkv;
+  try {
+    (void)kv_layout({.num_layers = 0});
+    return 1;
+  } catch (const failure& refused) {  // thrown by the library, known here
+    if (refused.cause().code != errc::invalid_argument) return 1;
+  }
+
   const kv_layout layout({.num_layers = 2, .num_kv_heads = 2, .head_dim = 64, .block_size = 16});
   const pool_plan plan(layout, host_memory(), {.max_bytes = 1 << 20});
   const device_pool pool = device_pool::reserve_host(plan).value();
