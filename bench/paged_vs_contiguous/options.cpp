@@ -11,6 +11,7 @@
 #include <map>
 
 #include "errors.hpp"
+#include "streams.hpp"
 
 namespace pagedkv::bench {
 namespace {
@@ -155,15 +156,20 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    fmt::print("{}", app.help());
+    print(app.help());
     return std::nullopt;
   } catch (const CLI::ParseError& bad) {
     std::string text = bad.what();
     std::replace(text.begin(), text.end(), '\n', ' ');
     throw usage_error(text + ": see --help");
   }
+  for (const char* const option : {"--trace", "--model"}) {
+    if (app.count(option) > 0 && app.get_option(option)->as<std::string>().empty()) {
+      throw usage_error(fmt::format("{} '': give the name of a file", option));
+    }
+  }
 
-  if (!kv_dtype.empty()) {
+  if (app.count("--kv-dtype") > 0) {
     chosen.kv_dtype = find_dtype(kv_dtype);
     if (!chosen.kv_dtype) {
       throw usage_error(fmt::format("--kv-dtype {}: choose f32, f16, bf16, f8_e4m3, f8_e5m2, i8 or i4", kv_dtype));
