@@ -102,6 +102,13 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
       "allocator and through three contiguous policies, with the same memory.",
       "paged_vs_contiguous");
   app.get_formatter()->column_width(36);
+  app.footer(
+      "Traces: a CSV field may be in double quotes; a column that is read, and a JSON key, stand once; a line has at most 4 "
+      "MiB, a\n"
+      "trace 10,000,000 requests and 1 GiB, of which --limit reads only the first.\n"
+      "Files are written when all is done, whole or not at all; what they replace stays until then. A FIFO or /dev/stdout is\n"
+      "written on. No output may be an input, or another output.\n"
+      "Exit status: 0 done; 1 a check failed, or something could not be printed or written; 2 wrong options or input.");
 
   app.add_option("--trace", chosen.trace,
                  "Request lengths: Azure CSV, CSV with num_prefill_tokens and num_decode_tokens, Mooncake JSONL")

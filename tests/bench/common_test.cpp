@@ -1,4 +1,5 @@
 // What all programs share: text that a terminal can take, and files that are whole or not there.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 
 #include "errors.hpp"
 #include "output_file.hpp"
+#include "streams.hpp"
 #include "text.hpp"
 
 namespace pagedkv::bench {
@@ -54,6 +56,23 @@ TEST(printable, escapes_what_is_no_utf8) {
 TEST(printable, shortens_by_characters) {
   EXPECT_EQ(printable("模型", 2), "模型");
   EXPECT_EQ(printable("模型x", 2), "模型...");
+}
+
+TEST(standard_streams, that_are_closed_are_not_the_next_file) {
+  const ::pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::close(stream);
+    prepare_streams();
+    const int next = ::open("/dev/null", O_RDWR);
+    char byte = 0;
+    const bool take_nothing =
+        ::read(STDIN_FILENO, &byte, 1) < 0 && ::write(STDOUT_FILENO, &byte, 1) < 0 && ::write(STDERR_FILENO, &byte, 1) < 0;
+    ::_exit(next > STDERR_FILENO && take_nothing ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 class output_files : public testing::Test {
