@@ -105,6 +105,11 @@ void require_writable(const output& where) {
   const fs::path target = target_of(where.path);
   if (!target.has_filename() || target.filename() == "." || target.filename() == "..") refuse("not the name of a file");
   if (::access(folder_of(target).c_str(), W_OK | X_OK) != 0) refuse_by_errno();
+  const auto folder = stat_of(folder_of(target).string());
+  const uid_t we = ::geteuid();
+  if (file && folder && (folder->st_mode & S_ISVTX) != 0 && we != 0 && we != file->st_uid && we != folder->st_uid) {
+    refuse("others' file in a folder where only its owner replaces it: give another");
+  }
 }
 
 /// While it lives no signal interrupts the program; what came is delivered at its end.

@@ -29,6 +29,28 @@ void require_gib(const std::string& option, double value, bool may_be_zero = fal
   }
 }
 
+/// Refuses what looks like a value and is none: nothing, or the next option.
+void require_values(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& value : option->results()) {
+      if (value.empty()) throw usage_error(fmt::format("{} '': give a value", option->get_name()));
+      if (value.starts_with("--")) {
+        throw usage_error(
+            fmt::format("{} {}: is its value missing? A file of that name is ./{}", option->get_name(), value, value));
+      }
+    }
+  }
+}
+
+/// Whole numbers are decimal, with or without zeros in front.
+std::string take_whole(std::string& text) {
+  std::int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{} || end != text.data() + text.size()) return fmt::format("'{}': give a whole number", text);
+  text = std::to_string(number);
+  return "";
+}
+
 template <class Value>
 void require_distinct(const std::string& option, std::vector<Value> values) {
   std::sort(values.begin(), values.end());
@@ -102,6 +124,7 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
       "allocator and through three contiguous policies, with the same memory.",
       "paged_vs_contiguous");
   app.get_formatter()->column_width(36);
+  const CLI::Validator whole(take_whole, "", "");
   app.footer(
       "Traces: a CSV field may be in double quotes; a column that is read, and a JSON key, stand once; a line has at most 4 "
       "MiB, a\n"
@@ -113,7 +136,7 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
   app.add_option("--trace", chosen.trace,
                  "Request lengths: Azure CSV, CSV with num_prefill_tokens and num_decode_tokens, Mooncake JSONL")
       ->option_text("FILE");
-  app.add_option("--limit", chosen.limit, "Only the first N requests of the trace")->option_text("N");
+  app.add_option("--limit", chosen.limit, "Only the first N requests of the trace")->transform(whole)->option_text("N");
   app.add_option("--step-seconds", step_seconds,
                  "Requests arrive by the trace's clock, one step lasting S seconds (default: all at once)")
       ->option_text("S");
@@ -132,7 +155,8 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
           ->delimiter(',')
           ->option_text("X,...");
   auto* pool_gib = app.add_option("--pool-gib", chosen.pool_gib, "The pool outright, instead of a card")->option_text("GIB");
-  auto* pool_tokens = app.add_option("--pool-tokens", chosen.pool_tokens, "The same in tokens")->option_text("N");
+  auto* pool_tokens =
+      app.add_option("--pool-tokens", chosen.pool_tokens, "The same in tokens")->transform(whole)->option_text("N");
   for (auto* outright : {pool_gib, pool_tokens}) {
     for (auto* of_card : {card, weight, fraction}) outright->excludes(of_card);
   }
@@ -140,8 +164,12 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
 
   app.add_option("--max-model-len", chosen.max_model_lens, "Longest sequence (default 131072,32768,4096)")
       ->delimiter(',')
+      ->transform(whole)
       ->option_text("N,...");
-  app.add_option("--block-size", chosen.block_sizes, "Tokens per block (default 16)")->delimiter(',')->option_text("N,...");
+  app.add_option("--block-size", chosen.block_sizes, "Tokens per block (default 16)")
+      ->delimiter(',')
+      ->transform(whole)
+      ->option_text("N,...");
   app.add_option("--policies", policies, "contiguous_max, contiguous_pow2, contiguous_oracle, paged (default all)")
       ->delimiter(',')
       ->option_text("NAME,...");
@@ -151,7 +179,9 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
       ->option_text("HOW");
   app.add_option("--watermark", chosen.watermark, "Share of the blocks that admission leaves free (default 0.01)")
       ->option_text("X");
-  app.add_option("--max-seqs", chosen.max_seqs, "Most sequences that run at once (default no limit)")->option_text("N");
+  app.add_option("--max-seqs", chosen.max_seqs, "Most sequences that run at once (default no limit)")
+      ->transform(whole)
+      ->option_text("N");
 
   app.add_option("--kv-writes", writes,
                  "Whose keys and values are really written: none, sample (default; not paged_prefix), all")
@@ -170,11 +200,7 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
     std::replace(text.begin(), text.end(), '\n', ' ');
     throw usage_error(text + ": see --help");
   }
-  for (const char* const option : {"--trace", "--model"}) {
-    if (app.count(option) > 0 && app.get_option(option)->as<std::string>().empty()) {
-      throw usage_error(fmt::format("{} '': give the name of a file", option));
-    }
-  }
+  require_values(app);
 
   if (app.count("--kv-dtype") > 0) {
     chosen.kv_dtype = find_dtype(kv_dtype);

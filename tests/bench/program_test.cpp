@@ -86,6 +86,8 @@ class program : public testing::Test {
 
 constexpr const char* small_trace = "arrived_at,num_prefill_tokens,num_decode_tokens\n0,30,20\n0.5,100,7\n0.9,64,33\n1,3,2\n";
 
+constexpr const char* small_run = " --pool-tokens 256 --max-model-len 128 --kv-writes none ";
+
 TEST_F(program, refuses_bad_models) {
   expect_refused("--model gpt-17", "codegeex4-9b");
   expect_refused("--model missing.json --pool-gib 1", "missing.json");
@@ -170,10 +172,21 @@ TEST_F(program, refuses_outputs_it_could_not_write) {
   expect_refused("--plot rows.svg --max-model-len $(seq -s, 1 51)", "at most 50");
 }
 
-TEST_F(program, refuses_empty_names) {
-  expect_refused("--trace ''", "--trace ''");
-  expect_refused("--model ''", "--model ''");
-  expect_refused("--kv-dtype ''", "f8_e5m2");
+TEST_F(program, refuses_missing_values) {
+  for (const char* const option :
+       {"--trace", "--model", "--kv-dtype", "--json", "--plot", "--limit", "--pool-tokens", "--card-gib", "--max-seqs",
+        "--block-size", "--max-model-len", "--policies", "--device", "--watermark"}) {
+    expect_refused(std::string(option) + " ''", option);
+  }
+  expect_refused("--json --prefix-sharing", "--json --prefix-sharing: is its value missing?");
+}
+
+TEST_F(program, reads_whole_numbers_as_decimal) {
+  const ended end =
+      run("--trace " + write("small.csv", small_trace) + small_run + "--limit 02 --block-size 010 --json rows.json");
+  ASSERT_EQ(end.exit_status, 0) << end.err;
+  EXPECT_NE(end.out.find("2 requests"), std::string::npos) << end.out;
+  EXPECT_EQ(nlohmann::json::parse(content_of(work() / "rows.json")).back()["block_size"], 10);
 }
 
 TEST_F(program, leaves_no_file_when_it_is_refused) {
@@ -358,8 +371,6 @@ TEST_F(program, draws_without_another_program) {
     EXPECT_TRUE(content_of(work() / name).starts_with(magic)) << name;
   }
 }
-
-constexpr const char* small_run = " --pool-tokens 256 --max-model-len 128 --kv-writes none ";
 
 /// Whether a terminal shows it as it is: lines of UTF-8 without control characters.
 bool is_plain(const std::string& text) {
