@@ -199,19 +199,17 @@ std::optional<model_shape> find_model_preset(std::string_view name) {
 result<model_shape> read_model_config(const std::string& path) {
   const result<std::string> text = content_of(path);
   if (!text) return text.error();
-  const json_object parsed = parse_json_object(*text);
-  switch (parsed.found) {
-    case json_object::problem::none: break;
-    case json_object::problem::repeated_key: return invalid("config.json has a key twice in one object: leave out one of them");
-    case json_object::problem::too_deep:
-    case json_object::problem::not_an_object:
-      return invalid("config.json is not a JSON object: give a Hugging Face model's config.json");
+  nlohmann::json config;
+  if (const auto problem = read_json_object(*text, config)) {
+    return invalid(*problem == json_problem::repeated_key
+                       ? "config.json has a key twice in one object: leave out one of them"
+                       : "config.json is not a JSON object: give a Hugging Face model's config.json");
   }
-  field_reader outer(parsed.fields);
+  field_reader outer(config);
   const auto model_type = outer.text("model_type");
   const auto name = outer.text("_name_or_path");
   const nlohmann::json* const text_config = outer.object("text_config");
-  field_reader fields(text_config != nullptr ? *text_config : parsed.fields);
+  field_reader fields(text_config != nullptr ? *text_config : config);
   const auto outer_type = outer.type();
   const auto inner_type = fields.type();
   if (outer.problem()) return *outer.problem();

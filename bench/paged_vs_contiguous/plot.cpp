@@ -292,7 +292,8 @@ class picture {
                         (panel_width - left_margin - right_margin - width * static_cast<double>(columns)) / 2;
     const double top = height_ - legend_row_height * (static_cast<double>(legend_rows_) + 0.5);
     for (std::size_t i = 0; i < entries.size(); ++i) {
-      const double x = left + width * static_cast<double>(i / rows);
+      const std::size_t column_of_entry = i / rows;
+      const double x = left + width * static_cast<double>(column_of_entry);
       const double y = top + legend_row_height * (static_cast<double>(i % rows) + 0.5);
       paper_.line({x, y}, {x + swatch, y}, entries[i].thickness, entries[i].drawn);
       paper_.text(entries[i].words, {x + swatch + gap, y + 4.5}, text_size, alignment::left, black);

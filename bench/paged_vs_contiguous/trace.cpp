@@ -221,12 +221,11 @@ std::vector<std::int32_t> parse_prefix_ids(const nlohmann::json& object, std::in
 }
 
 trace_request parse_json_line(std::string_view line, prefix_ids ids) {
-  const json_object parsed = parse_json_object(line);
-  if (parsed.found == json_object::problem::repeated_key) {
-    throw bad_line(fmt::format("the key {} stands twice: name it once", shown(parsed.repeated_key)));
+  nlohmann::json object;
+  if (const auto problem = read_json_object(line, object)) {
+    if (*problem == json_problem::not_an_object) throw bad_line("not a JSON object (is the file truncated?)");
+    throw bad_line(fmt::format("the key {} stands twice: name it once", shown(object.get_ref<const std::string&>())));
   }
-  if (parsed.found != json_object::problem::none) throw bad_line("not a JSON object (is the file truncated?)");
-  const nlohmann::json& object = parsed.fields;
   const auto tokens = [&](const char* name) {
     const auto field = object.find(name);
     if (field == object.end()) throw bad_line(fmt::format("the object lacks {}", name));
