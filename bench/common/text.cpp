@@ -37,7 +37,7 @@ bool is_plain(char32_t code) {
     char32_t first, last;
   };
   constexpr range others[] = {
-      {0x00, 0x1F},     {0x7F, 0x9F},                         // controls
+      {0x00, 0x1F},     {0x7F, 0xA0},     {0xAD, 0xAD},       // controls, blanks and hyphens that look like others
       {0x61C, 0x61C},   {0x200B, 0x200F}, {0x2028, 0x202E},   // marks and overrides of direction, joiners, line ends
       {0x2060, 0x206F}, {0xFEFF, 0xFEFF},                     // isolates, byte order mark
       {0xFDD0, 0xFDEF}, {0xFFF9, 0xFFFB}, {0xE0000, 0xE0FFF}  // no characters, annotations, tags

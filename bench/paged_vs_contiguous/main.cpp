@@ -102,7 +102,7 @@ void write_files(std::span<const row> rows, const model_shape& model, const opti
 
 void run(const options& chosen) {
   require_writable(outputs_of(chosen), inputs_of(chosen));
-  if (chosen.plot) require_drawable(*chosen.plot, chosen.max_model_lens.size());
+  if (chosen.plot) require_drawable(*chosen.plot, chosen.max_model_lens.size(), chosen.block_sizes.size());
   const model_shape model = read_model(chosen.model);
   const std::vector<pool> pools = make_pools(model, chosen);
   const std::vector<trace_request> trace =

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <iterator>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "canvas.hpp"
@@ -31,7 +32,7 @@ constexpr double title_size = 19;
 constexpr double heading_size = 15;
 constexpr double text_size = 13;
 
-constexpr std::size_t most_lines = 50;  // The largest image is 32,767 pixels tall.
+constexpr std::size_t most_values = 50;  // of an option that makes the picture taller; 32,767 pixels is the most
 
 constexpr colour black = 0x000000;
 constexpr colour axis_grey = 0x555555;
@@ -321,14 +322,15 @@ class picture {
 
 }  // namespace
 
-void require_drawable(const std::string& path, std::size_t num_lines) {
+void require_drawable(const std::string& path, std::size_t num_max_model_lens, std::size_t num_block_sizes) {
   if (!format_of(path)) {
     throw usage_error(fmt::format("--plot {}: the suffix chooses the format: give a name that ends in .svg or .png", path));
   }
-  if (num_lines > most_lines) {
-    throw usage_error(
-        fmt::format("--plot {}: at most {} values of --max-model-len can be drawn: give fewer than {}, or no --plot", path,
-                    most_lines, num_lines));
+  for (const auto& [option, count] : {std::pair{"--max-model-len", num_max_model_lens}, {"--block-size", num_block_sizes}}) {
+    if (count > most_values) {
+      throw usage_error(fmt::format("--plot {}: at most {} values of {} can be drawn, not {}: give fewer, or leave --plot out",
+                                    path, most_values, option, count));
+    }
   }
 }
 

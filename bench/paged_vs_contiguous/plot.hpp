@@ -12,8 +12,9 @@ namespace pagedkv::bench {
 
 /// Before any work: throws `usage_error` when `path` ends in neither .svg nor .png, or when the picture would be too tall.
 ///
-/// @param num_lines  how many max_model_len there are; each is a line of the picture.
-void require_drawable(const std::string& path, std::size_t num_lines);
+/// @param num_max_model_lens  each is a line of the picture.
+/// @param num_block_sizes     each is in the legend.
+void require_drawable(const std::string& path, std::size_t num_max_model_lens, std::size_t num_block_sizes);
 
 /// Draws the first pool's rows: for each max_model_len concurrency and utilisation over steps, and where every byte went.
 ///

@@ -29,13 +29,10 @@ TEST(printable, keeps_text) {
 
 TEST(printable, escapes_what_a_terminal_obeys) {
   const std::pair<std::string, std::string> expected[] = {
-      {std::string("a\0b", 3), R"(a\x00b)"},
-      {"\n\r\t\x1b[31m\x7f", R"(\n\r\t\x1b[31m\x7f)"},
-      {"\u0085\u009b31m", R"(\u0085\u009b31m)"},
-      {"\u202egnp.\u2066\u200f\u061c", R"(\u202egnp.\u2066\u200f\u061c)"},
-      {"\u200b\u2028\ufeff", R"(\u200b\u2028\ufeff)"},
-      {"\U000E0041\ufdd0", R"(\U000e0041\ufdd0)"},
-      {"\xef\xbf\xbf\xf0\x9f\xbf\xbe", R"(\uffff\U0001fffe)"},
+      {std::string("a\0b", 3), R"(a\x00b)"},       {"\n\r\t\x1b[31m\x7f", R"(\n\r\t\x1b[31m\x7f)"},
+      {"\u0085\u009b31m", R"(\u0085\u009b31m)"},   {"\u202egnp.\u2066\u200f\u061c", R"(\u202egnp.\u2066\u200f\u061c)"},
+      {"\u00a0\u00ad", R"(\u00a0\u00ad)"},         {"\u200b\u2028\ufeff", R"(\u200b\u2028\ufeff)"},
+      {"\U000E0041\ufdd0", R"(\U000e0041\ufdd0)"}, {"\xef\xbf\xbf\xf0\x9f\xbf\xbe", R"(\uffff\U0001fffe)"},
   };
   for (const auto& [text, plain] : expected) {
     EXPECT_EQ(printable(text), plain);

@@ -173,7 +173,8 @@ TEST_F(program, refuses_outputs_it_could_not_write) {
   expect_refused("--json rows.json/", "--json");
   expect_refused("--json " + std::string(300, 'x'), "File name too long");
   expect_refused("--json /dev/fd/77", "not open for writing");
-  expect_refused("--plot rows.svg --max-model-len $(seq -s, 1 51)", "at most 50");
+  expect_refused("--plot rows.svg --max-model-len $(seq -s, 1 51)", "at most 50 values of --max-model-len");
+  expect_refused("--plot rows.svg --block-size $(seq -s, 1 51)", "at most 50 values of --block-size");
 }
 
 TEST_F(program, refuses_missing_values) {
