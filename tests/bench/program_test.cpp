@@ -544,4 +544,32 @@ TEST_F(program, says_that_an_input_cannot_be_read) {
   expect_refused("--model ..", "..: config.json cannot be read");
 }
 
+TEST_F(program, is_one_of_several_with_the_same_manners) {
+  for (const char* const other :
+       {PAGEDKV_STEP_LOOP, PAGEDKV_TABLE_UPLOAD, PAGEDKV_KERNEL_BENCHMARKS, PAGEDKV_CACHE_OPERATIONS}) {
+    SCOPED_TRACE(other);
+    ::setenv("PROGRAM", other, /*overwrite=*/1);
+    EXPECT_EQ(run("--no-such-option").exit_status, 2);
+  }
+  ::setenv("PROGRAM", PAGEDKV_STEP_LOOP, /*overwrite=*/1);
+  expect_refused("--trace $(printf 'x\\033[31m')", R"(step_loop: x\x1b[31m: No such file)");
+  EXPECT_EQ(run("--help", "", ">/dev/full 2>../err").exit_status, 1);
+  ::setenv("PROGRAM", PAGEDKV_TABLE_UPLOAD, /*overwrite=*/1);
+  EXPECT_EQ(run("--batches 1 --contexts 16 --steps 1 --rounds 1", "", ">/dev/full 2>../err").exit_status, 1);
+  ::setenv("PROGRAM", PAGEDKV_CACHE_OPERATIONS, /*overwrite=*/1);
+  EXPECT_EQ(run("--benchmark_filter=vector_pop --benchmark_repetitions=1 --benchmark_min_time=0.001", "", ">/dev/full 2>../err")
+                .exit_status,
+            1);
+  ::setenv("PROGRAM", PAGEDKV_KERNEL_BENCHMARKS, /*overwrite=*/1);
+  expect_refused("--tiny --json ''", "--json ''");
+  expect_refused("--tiny --json a --markdown ./a", "--markdown ./a: the same file as --json a");
+  const std::string measured = "--tiny --benchmark_min_time=0.0001 --benchmark_filter=^host/fill ";
+  EXPECT_EQ(run(measured, "", ">/dev/full 2>../err").exit_status, 1);
+  std::ofstream(work() / "a.json") << "earlier";
+  EXPECT_EQ(run(measured + "--json a.json", "ulimit -f 0;", ">/dev/null 2>&1").exit_status, 1);
+  EXPECT_EQ(content_of(work() / "a.json"), "earlier");
+  EXPECT_EQ(run(measured + "--json a.json --commit $(printf '\\377')").exit_status, 0);
+  EXPECT_TRUE(nlohmann::json::accept(content_of(work() / "a.json")));
+}
+
 }  // namespace
