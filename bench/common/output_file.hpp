@@ -7,11 +7,11 @@
 
 namespace pagedkv::bench {
 
-/// Where an option wants something written.
+/// Where an option wants something written: a file, new or to be replaced; or what is no file (a FIFO, a terminal, /dev/stdout,
+/// /dev/fd/N) and is written as it stands.
 struct output {
   std::string option;  ///< As errors call it.
-  std::string
-      path;  ///< A file, new or to be replaced; or a FIFO, a terminal, /dev/stdout, /dev/fd/N, which are written as they are.
+  std::string path;
 };
 
 /// What goes there.
