@@ -17,6 +17,8 @@
 
 #include <pagedkv/kv_cache.hpp>
 
+#include "run_program.hpp"
+
 // NOLINTNEXTLINE(readability-identifier-naming): xxHash's name
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -437,9 +439,7 @@ void print_row(const char* operation, double figure, double floor, double per, c
   std::printf("\n");
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   std::vector<char*> arguments(argv, argv + argc);
   std::string repetitions = "--benchmark_repetitions=5";
   std::string interleaving = "--benchmark_enable_random_interleaving=true";
@@ -447,7 +447,7 @@ int main(int argc, char** argv) {
   for (std::string* option : {&repetitions, &interleaving, &min_time}) arguments.insert(arguments.begin() + 1, option->data());
   int count = static_cast<int>(arguments.size());
   benchmark::Initialize(&count, arguments.data());
-  if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 2;
+  if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return bench::exit_status::misused;
   median_reporter medians;
   benchmark::RunSpecifiedBenchmarks(&medians);
 
@@ -489,5 +489,11 @@ int main(int argc, char** argv) {
             "per block", 0);
   print_row("  how a prefix match grows", medians["prefix_match" + large], medians["prefix_match" + small], prompt_blocks,
             "per block", 0);
-  return 0;
+  return bench::exit_status::done;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return pagedkv::bench::run_program("cache_operations", [&] { return run(argc, argv); });
 }

@@ -9,23 +9,25 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <fstream>
-#include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../run_program.hpp"
 #include "measure.hpp"
+#include "output_file.hpp"
 #include "report.hpp"
+#include "run_program.hpp"
+#include "text.hpp"
 
 namespace {
 
 using namespace pagedkv::bench;
 
 struct options {
-  std::string json, markdown, commit;
+  std::optional<std::string> json, markdown;
+  std::string commit;
   bool tiny = false;
 };
 
@@ -63,7 +65,7 @@ class running {
       for (auto _ : state) state.SetIterationTime(run_->play());
       run_->finish(min_plays_);
     } catch (const std::exception& problem) {
-      std::fprintf(stderr, "kernel_benchmarks: %s\n", problem.what());
+      print_error("kernel_benchmarks", problem.what());
       std::exit(1);  // nothing after a wrong result is worth a figure
     }
   }
@@ -110,15 +112,15 @@ machine_results results_of(subject& tested) {
   return results;
 }
 
-void write_file(const std::string& path, const std::string& content) {
-  if (path.empty()) return;
-  std::ofstream file(path, std::ios::binary);
-  file << content;
-  file.close();
-  if (!file) throw std::runtime_error(path + ": could not be written");
+std::vector<output> outputs_of(const options& wanted) {
+  std::vector<output> outputs;
+  if (wanted.json) outputs.push_back({"--json", *wanted.json});
+  if (wanted.markdown) outputs.push_back({"--markdown", *wanted.markdown});
+  return outputs;
 }
 
 int measure(const options& wanted) {
+  require_writable(outputs_of(wanted), {});
   std::vector<std::unique_ptr<subject>> subjects;
   subjects.push_back(std::make_unique<subject>(make_host_machine(wanted.tiny), wanted.tiny));
   std::string why_no_gpu;
@@ -130,7 +132,8 @@ int measure(const options& wanted) {
   running current(wanted.tiny ? 1 : 5);
   for (const std::unique_ptr<subject>& each : subjects) add_benchmarks(current, *each);
   silent_reporter reporter;
-  if (benchmark::RunSpecifiedBenchmarks(&reporter) == 0) throw std::runtime_error("no benchmark has such a name");
+  if (benchmark::RunSpecifiedBenchmarks(&reporter) == 0)
+    throw usage_error("--benchmark_filter: no benchmark has such a name: choose from --benchmark_list_tests");
 
   std::vector<machine_results> results;
   for (const std::unique_ptr<subject>& each : subjects) {
@@ -138,10 +141,13 @@ int measure(const options& wanted) {
     if (results.back().cases.empty()) results.pop_back();
   }
   const std::string markdown = to_markdown(results, wanted.commit);
-  fmt::print("{}", markdown);
-  write_file(wanted.markdown, markdown);
-  write_file(wanted.json, to_json(results, wanted.commit));
-  return 0;
+  print(markdown);
+  std::vector<finished_output> finished;
+  for (const output& where : outputs_of(wanted)) {
+    finished.push_back({where, where.option == "--json" ? to_json(results, wanted.commit) : markdown});
+  }
+  write_outputs(finished);
+  return exit_status::done;
 }
 
 int run(int argc, char** argv) {
@@ -164,11 +170,14 @@ int run(int argc, char** argv) {
   try {
     app.parse(count, arguments.data());
   } catch (const CLI::ParseError& problem) {
-    return app.exit(problem) == 0 ? 0 : 2;
+    return app.exit(problem) == 0 ? exit_status::done : exit_status::misused;
   }
+  wanted.commit = printable(wanted.commit);
   return measure(wanted);
 }
 
 }  // namespace
 
-int main(int argc, char** argv) { return pagedkv::bench::run_program("kernel_benchmarks", run, argc, argv); }
+int main(int argc, char** argv) {
+  return run_program("kernel_benchmarks", [&] { return run(argc, argv); });
+}

@@ -2,17 +2,29 @@
 
 #include <algorithm>
 
+#include "errors.hpp"
+
 namespace pagedkv::bench {
+namespace {
+
+/// One request's sum is below 2^62, as its length is below 2^31; a trace's need not be.
+void add(std::int64_t& sum, std::int64_t more) {
+  if (__builtin_add_overflow(sum, more, &sum)) {
+    throw usage_error("the trace's slots, summed over all steps, are more than 2^63: give fewer or shorter requests");
+  }
+}
+
+}  // namespace
 
 slot_sums closed_form(std::span<const request> requests, const setting& under) {
   slot_sums sums;
   for (const request& r : requests) {
     // After its j-th output, j = 1 ... O, a sequence holds I + j tokens.
-    sums.live += r.output * r.prompt + r.output * (r.output + 1) / 2;
+    add(sums.live, r.output * r.prompt + r.output * (r.output + 1) / 2);
     const std::int64_t most = under.reservation(r.total());
     if (!is_paged(under.which)) {
-      sums.reserved += r.output * most;
-      sums.never_used += r.output * (most - r.total());
+      add(sums.reserved, r.output * most);
+      add(sums.never_used, r.output * (most - r.total()));
       continue;
     }
     // Blocks held, summed over n = I + 1 ... F: whole blocks' worth of n below F's last block, then the rest.
@@ -20,9 +32,9 @@ slot_sums closed_form(std::span<const request> requests, const setting& under) {
       const std::int64_t full = tokens / under.block_size;
       return under.block_size * (full * (full + 1) / 2) + (tokens - full * under.block_size) * (full + 1);
     };
-    sums.reserved += (blocks_up_to(r.total()) - blocks_up_to(r.prompt)) * under.block_size;
+    add(sums.reserved, (blocks_up_to(r.total()) - blocks_up_to(r.prompt)) * under.block_size);
     const std::int64_t before_last_block = std::max(r.prompt, most - under.block_size);
-    sums.never_used += (r.total() - before_last_block) * (most - r.total());
+    add(sums.never_used, (r.total() - before_last_block) * (most - r.total()));
   }
   return sums;
 }

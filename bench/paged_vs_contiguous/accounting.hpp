@@ -31,7 +31,8 @@ struct slot_sums {
   friend bool operator==(const slot_sums&, const slot_sums&) = default;
 };
 
-/// What `slot_sums` must come to, from the lengths alone; of paged_prefix, if it shared nothing.
+/// What `slot_sums` must come to, from the lengths alone; of paged_prefix, if it shared nothing. Throws `usage_error` when that
+/// is more than an int64 holds.
 [[nodiscard]] slot_sums closed_form(std::span<const request> requests, const setting& under);
 
 /// Means over a set of steps; null without any.

@@ -1,8 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <memory>
 
@@ -15,12 +13,15 @@
 #include "pool.hpp"
 #include "progress.hpp"
 #include "report.hpp"
+#include "run_program.hpp"
 #include "sweep.hpp"
 #include "text.hpp"
 #include "trace.hpp"
 
 namespace pagedkv::bench {
 namespace {
+
+constexpr std::size_t longest_name = 120;
 
 /// What the largest pool of the sweep takes, with room for staging.
 std::int64_t device_bytes_needed(const model_shape& model, const options& chosen, std::span<const pool> pools) {
@@ -66,65 +67,71 @@ std::string describe(const model_shape& model, const options& chosen, std::span<
     output += r.output_tokens;
   }
   return fmt::format(
-      "Model {}, trace {}: {} requests, {} prompt and {} output tokens, {}\n", model.name, chosen.trace,
-      grouped(std::ssize(trace)), grouped(prompt), grouped(output),
+      "Model {}, trace {}: {} requests, {} prompt and {} output tokens, {}\n", printable(model.name, longest_name),
+      printable(chosen.trace), grouped(std::ssize(trace)), grouped(prompt), grouped(output),
       chosen.step ? fmt::format("arriving by the clock, {:g} s per step", static_cast<double>(chosen.step->count()) / 1e9)
                   : "all there at step 0");
 }
 
-void run(const options& chosen) {
-  if (!chosen.json.empty()) require_writable("--json", chosen.json);
-  if (!chosen.plot.empty()) {
-    require_plot(chosen.plot);
-    require_writable("--plot", chosen.plot);
+std::vector<output> outputs_of(const options& chosen) {
+  std::vector<output> outputs;
+  if (chosen.json) outputs.push_back({"--json", *chosen.json});
+  if (chosen.plot) outputs.push_back({"--plot", *chosen.plot});
+  return outputs;
+}
+
+std::vector<std::string> inputs_of(const options& chosen) {
+  std::vector<std::string> inputs{chosen.trace};
+  if (!find_model_preset(chosen.model)) inputs.push_back(chosen.model);
+  return inputs;
+}
+
+/// What was run, for a picture's title.
+std::string title_of(const model_shape& model, const options& chosen) {
+  const std::string trace = std::filesystem::path(chosen.trace).filename().string();
+  return fmt::format("{}, {}", printable(model.name, longest_name), printable(trace, longest_name));
+}
+
+void write_files(std::span<const row> rows, const model_shape& model, const options& chosen) {
+  std::vector<finished_output> finished;
+  for (const output& where : outputs_of(chosen)) {
+    finished.push_back({where, where.option == "--json" ? to_json(rows) : draw(rows, title_of(model, chosen), where.path)});
   }
+  write_outputs(finished);
+}
+
+void run(const options& chosen) {
+  require_writable(outputs_of(chosen), inputs_of(chosen));
+  if (chosen.plot) require_drawable(*chosen.plot, chosen.max_model_lens.size(), chosen.block_sizes.size());
   const model_shape model = read_model(chosen.model);
   const std::vector<pool> pools = make_pools(model, chosen);
-  std::vector<trace_request> trace =
-      read_trace_file(chosen.trace, chosen.prefix_sharing ? prefix_ids::required : prefix_ids::ignored);
-  if (chosen.limit) trace.resize(static_cast<std::size_t>(std::min<std::int64_t>(*chosen.limit, std::ssize(trace))));
+  const std::vector<trace_request> trace =
+      read_trace_file(chosen.trace, chosen.prefix_sharing ? prefix_ids::required : prefix_ids::ignored, chosen.limit);
   const std::vector<request> scheduled = schedule(trace, chosen.step);
   chosen_device where;
   if (writes_anything(chosen) || chosen.device.which == device_choice::kind::cuda) {
     where = choose_device(chosen.device, device_bytes_needed(model, chosen, pools));
   }
 
-  fmt::print("{}", describe(model, chosen, trace));
-  for (const pool& each : pools) fmt::print("\n{}", each.explanation);
-  if (where.device) fmt::print("{:12}{}\n", "device", where.description);
-  std::fflush(stdout);
+  print(describe(model, chosen, trace));
+  for (const pool& each : pools) print("\n" + each.explanation);
+  if (where.device) print(fmt::format("{:12}{}\n", "device", where.description));
+  // Whoever reads only the first lines still gets the files.
+  if (outputs_of(chosen).empty()) require_printed();
 
   progress shown;
   const std::vector<row> rows = run_sweep(scheduled, model, pools, chosen, where.device.get(), shown);
-  fmt::print("{}", tables(rows));
-  std::fflush(stdout);
-  if (!chosen.json.empty()) write_file(chosen.json, to_json(rows));
-  if (!chosen.plot.empty())
-    draw(rows, fmt::format("{}, {}", model.name, std::filesystem::path(chosen.trace).filename().string()), chosen.plot);
-}
-
-int main_of(int argc, const char* const* argv) {
-  constexpr int failed = 1;
-  constexpr int misused = 2;
-  const auto stop = [](int exit_status, const char* reason) {
-    fmt::print(stderr, "{}\n", reason);
-    return exit_status;
-  };
-  try {
-    if (const auto chosen = parse_options(argc, argv, PAGEDKV_DEFAULT_TRACE)) run(*chosen);
-    return 0;
-  } catch (const usage_error& bad) {
-    return stop(misused, bad.what());
-  } catch (const failure& bad) {
-    // The library refuses what the options asked for, unless it contradicts itself or a device broke.
-    const errc code = bad.cause().code;
-    return stop(code == errc::corrupted || code == errc::cuda_failure ? failed : misused, bad.what());
-  } catch (const std::exception& bad) {
-    return stop(failed, bad.what());
-  }
+  print(tables(rows));
+  write_files(rows, model, chosen);
 }
 
 }  // namespace
 }  // namespace pagedkv::bench
 
-int main(int argc, char** argv) { return pagedkv::bench::main_of(argc, argv); }
+int main(int argc, char** argv) {
+  using namespace pagedkv::bench;
+  return run_program("paged_vs_contiguous", [&] {
+    if (const auto chosen = parse_options(argc, argv, PAGEDKV_DEFAULT_TRACE)) run(*chosen);
+    return exit_status::done;
+  });
+}

@@ -11,6 +11,7 @@
 #include <map>
 
 #include "errors.hpp"
+#include "streams.hpp"
 
 namespace pagedkv::bench {
 namespace {
@@ -26,6 +27,28 @@ void require_gib(const std::string& option, double value, bool may_be_zero = fal
   if (!(value > 0 || (may_be_zero && value == 0)) || value > max_gib) {
     throw usage_error(fmt::format("{} {}: give a positive number of GiB, at most {}", option, value, max_gib));
   }
+}
+
+/// Refuses what looks like a value and is none: nothing, or the next option.
+void require_values(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& value : option->results()) {
+      if (value.empty()) throw usage_error(fmt::format("{} '': give a value", option->get_name()));
+      if (value.starts_with("--")) {
+        throw usage_error(
+            fmt::format("{} {}: is its value missing? A file of that name is ./{}", option->get_name(), value, value));
+      }
+    }
+  }
+}
+
+/// Whole numbers are decimal, with or without zeros in front.
+std::string take_whole(std::string& text) {
+  std::int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{} || end != text.data() + text.size()) return fmt::format("'{}': give a whole number", text);
+  text = std::to_string(number);
+  return "";
 }
 
 template <class Value>
@@ -101,11 +124,19 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
       "allocator and through three contiguous policies, with the same memory.",
       "paged_vs_contiguous");
   app.get_formatter()->column_width(36);
+  const CLI::Validator whole(take_whole, "", "");
+  app.footer(
+      "Traces: a CSV field may be in double quotes; a column that is read, and a JSON key, stand once; a line has at most 4 "
+      "MiB, a\n"
+      "trace 10,000,000 requests and 1 GiB, of which --limit reads only the first.\n"
+      "Files are written when all is done, whole or not at all; what they replace stays until then. A FIFO or /dev/stdout is\n"
+      "written on. No output may be an input, or another output.\n"
+      "Exit status: 0 done; 1 a check failed, or something could not be printed or written; 2 wrong options or input.");
 
   app.add_option("--trace", chosen.trace,
                  "Request lengths: Azure CSV, CSV with num_prefill_tokens and num_decode_tokens, Mooncake JSONL")
       ->option_text("FILE");
-  app.add_option("--limit", chosen.limit, "Only the first N requests of the trace")->option_text("N");
+  app.add_option("--limit", chosen.limit, "Only the first N requests of the trace")->transform(whole)->option_text("N");
   app.add_option("--step-seconds", step_seconds,
                  "Requests arrive by the trace's clock, one step lasting S seconds (default: all at once)")
       ->option_text("S");
@@ -124,7 +155,8 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
           ->delimiter(',')
           ->option_text("X,...");
   auto* pool_gib = app.add_option("--pool-gib", chosen.pool_gib, "The pool outright, instead of a card")->option_text("GIB");
-  auto* pool_tokens = app.add_option("--pool-tokens", chosen.pool_tokens, "The same in tokens")->option_text("N");
+  auto* pool_tokens =
+      app.add_option("--pool-tokens", chosen.pool_tokens, "The same in tokens")->transform(whole)->option_text("N");
   for (auto* outright : {pool_gib, pool_tokens}) {
     for (auto* of_card : {card, weight, fraction}) outright->excludes(of_card);
   }
@@ -132,8 +164,12 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
 
   app.add_option("--max-model-len", chosen.max_model_lens, "Longest sequence (default 131072,32768,4096)")
       ->delimiter(',')
+      ->transform(whole)
       ->option_text("N,...");
-  app.add_option("--block-size", chosen.block_sizes, "Tokens per block (default 16)")->delimiter(',')->option_text("N,...");
+  app.add_option("--block-size", chosen.block_sizes, "Tokens per block (default 16)")
+      ->delimiter(',')
+      ->transform(whole)
+      ->option_text("N,...");
   app.add_option("--policies", policies, "contiguous_max, contiguous_pow2, contiguous_oracle, paged (default all)")
       ->delimiter(',')
       ->option_text("NAME,...");
@@ -143,7 +179,9 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
       ->option_text("HOW");
   app.add_option("--watermark", chosen.watermark, "Share of the blocks that admission leaves free (default 0.01)")
       ->option_text("X");
-  app.add_option("--max-seqs", chosen.max_seqs, "Most sequences that run at once (default no limit)")->option_text("N");
+  app.add_option("--max-seqs", chosen.max_seqs, "Most sequences that run at once (default no limit)")
+      ->transform(whole)
+      ->option_text("N");
 
   app.add_option("--kv-writes", writes,
                  "Whose keys and values are really written: none, sample (default; not paged_prefix), all")
@@ -155,15 +193,16 @@ std::optional<options> parse_options(int argc, const char* const* argv, const st
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    fmt::print("{}", app.help());
+    print(app.help());
     return std::nullopt;
   } catch (const CLI::ParseError& bad) {
     std::string text = bad.what();
     std::replace(text.begin(), text.end(), '\n', ' ');
     throw usage_error(text + ": see --help");
   }
+  require_values(app);
 
-  if (!kv_dtype.empty()) {
+  if (app.count("--kv-dtype") > 0) {
     chosen.kv_dtype = find_dtype(kv_dtype);
     if (!chosen.kv_dtype) {
       throw usage_error(fmt::format("--kv-dtype {}: choose f32, f16, bf16, f8_e4m3, f8_e5m2, i8 or i4", kv_dtype));

@@ -44,8 +44,8 @@ struct options {
 
   device_choice device;
   kv_writes writes = kv_writes::sample;
-  std::string json;  ///< Empty: none.
-  std::string plot;  ///< Empty: none.
+  std::optional<std::string> json;
+  std::optional<std::string> plot;
 };
 
 /// Reads the command line. Nothing when it asked for help, which has been printed. Throws `usage_error` naming the option and

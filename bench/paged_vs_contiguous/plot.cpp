@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
+#include <cmath>
 #include <filesystem>
 #include <iterator>
+#include <optional>
+#include <utility>
 #include <vector>
 
+#include "canvas.hpp"
 #include "errors.hpp"
 #include "text.hpp"
 
@@ -17,25 +19,43 @@ namespace {
 
 // Pixels. One line of three panels for each max_model_len, a title above, the legends below.
 constexpr int panel_width = 500;
-constexpr int line_height = 360;
-constexpr int title_height = 60;
-constexpr int legend_height = 90;
+constexpr int line_height = 350;
+constexpr int title_height = 50;
 constexpr int left_margin = 75;
-constexpr int right_margin = 30;
-constexpr int top_margin = 30;
-constexpr int bottom_margin = 75;
+constexpr int right_margin = 25;
+constexpr int top_margin = 45;
+constexpr int bottom_margin = 70;
+constexpr int legend_row_height = 20;
+constexpr std::size_t longest_legend_column = 4;
 
+constexpr double title_size = 19;
+constexpr double heading_size = 15;
+constexpr double text_size = 13;
+
+constexpr std::size_t most_values = 50;  // of an option that makes the picture taller; 32,767 pixels is the most
+
+constexpr colour black = 0x000000;
+constexpr colour axis_grey = 0x555555;
+constexpr colour grid_grey = 0xDDDDDD;
 // Okabe and Ito's palette, which the colour-blind can tell apart.
-constexpr const char* policy_colours[] = {"#D55E00", "#E69F00", "#0072B2", "#009E73", "#56B4E9"};
-constexpr const char* more_paged_colours[] = {"#56B4E9", "#CC79A7", "#000000"};
+constexpr colour policy_colours[] = {0xD55E00, 0xE69F00, 0x0072B2, 0x009E73, 0x56B4E9};
+constexpr colour more_paged_colours[] = {0x56B4E9, 0xCC79A7, 0x000000};
 
-bool ends_in(const std::string& path, const char* suffix) { return std::filesystem::path(path).extension() == suffix; }
+struct byte_use {
+  const char* name;
+  colour drawn;
+};
+constexpr byte_use byte_uses[] = {{"live", 0x009E73},
+                                  {"reserved for later", 0xF0E442},
+                                  {"never used by its sequence", 0xD55E00},
+                                  {"never reserved", 0xCCCCCC}};
 
-/// In gnuplot's single quotes.
-std::string quoted(const std::string& text) {
-  std::string out = "'";
-  for (const char c : text) out += c == '\'' ? std::string("''") : std::string(1, c);
-  return out + "'";
+/// What `path` asks for, or nothing.
+std::optional<picture_format> format_of(const std::string& path) {
+  const auto suffix = std::filesystem::path(path).extension();
+  if (suffix == ".svg") return picture_format::svg;
+  if (suffix == ".png") return picture_format::png;
+  return std::nullopt;
 }
 
 using rows_of_line = std::vector<const row*>;
@@ -51,159 +71,274 @@ std::vector<rows_of_line> lines_of(std::span<const row> rows) {
   return lines;
 }
 
-std::string label_of(const row& r, bool short_one) {
-  std::string name(name_of(r.which));
-  if (short_one && name.starts_with("contiguous_")) name = name.substr(std::string_view("contiguous_").size());
-  return r.block_size ? fmt::format("{}{}{}", name, short_one ? "\\n" : ", blocks of ", *r.block_size) : name;
+std::string short_name(const row& r) {
+  constexpr std::string_view prefix = "contiguous_";
+  const std::string_view name = name_of(r.which);
+  return std::string(name.starts_with(prefix) ? name.substr(prefix.size()) : name);
 }
 
-const char* colour_of(const rows_of_line& line, std::size_t i) {
+std::string label_of(const row& r) {
+  return r.block_size ? fmt::format("{}, blocks of {}", name_of(r.which), *r.block_size) : std::string(name_of(r.which));
+}
+
+colour colour_of(const rows_of_line& line, std::size_t i) {
   std::size_t earlier_paged = 0;
   for (std::size_t k = 0; k < i; ++k) earlier_paged += is_paged(line[k]->which);
   return is_paged(line[i]->which) && earlier_paged > 0 ? more_paged_colours[(earlier_paged - 1) % std::size(more_paged_colours)]
                                                        : policy_colours[static_cast<std::size_t>(line[i]->which)];
 }
 
-class script {
- public:
-  script(std::vector<rows_of_line> lines, const std::string& path) : lines_(std::move(lines)) {
-    height_ = title_height + legend_height + line_height * static_cast<int>(lines_.size());
-    add("set terminal {} size {},{} font 'sans,12' background '#ffffff' noenhanced\nset output {}\n",
-        ends_in(path, ".svg") ? "svg" : "pngcairo", 3 * panel_width, height_, quoted(path));
-  }
+/// Ever thinner, so that lines that coincide show each other.
+double thickness_of(const rows_of_line& line, std::size_t i) {
+  constexpr double thinnest = 1.6;
+  constexpr double thickest = 4.8;
+  const auto last = static_cast<double>(line.size() - 1);
+  return line.size() == 1 ? thinnest : thinnest + (thickest - thinnest) * (last - static_cast<double>(i)) / last;
+}
 
-  std::string text(const std::string& title) {
-    for (std::size_t l = 0; l < lines_.size(); ++l) put_data(l);
-    add("set multiplot\nset label 1 {} at screen 0.5,{} center font ',15'\n", quoted(title), from_top(26));
+/// Shares of the pool that bytes were used for, in the order of `byte_uses`.
+std::vector<double> shares_of(const row& r) {
+  const outcome& f = r.figures;
+  const double slots = static_cast<double>(f.busy_steps) * static_cast<double>(r.pool_tokens);
+  const double live = f.busy.eff_util.value_or(0);
+  const double reserved = f.busy.occupancy.value_or(0);
+  const double never_used = slots > 0 ? static_cast<double>(f.sums.never_used) / slots : 0;
+  return {live, reserved - live - never_used, never_used, 1 - reserved};
+}
+
+/// 20000 -> "20k"
+std::string short_number(double number) {
+  constexpr const char* units[] = {"", "k", "M", "G", "T", "P", "E"};
+  std::size_t unit = 0;
+  for (; number >= 1000 && unit + 1 < std::size(units); ++unit) number /= 1000;
+  return fmt::format("{:g}{}", number, units[unit]);
+}
+
+/// An upright axis from 0, with marks at round whole numbers.
+struct value_axis {
+  explicit value_axis(double largest) {
+    constexpr double wanted_marks = 6;
+    const double rough = std::max(largest / wanted_marks, 1.0);
+    const double decade = std::pow(10.0, std::floor(std::log10(rough)));
+    step = decade * (rough <= decade ? 1 : rough <= 2 * decade ? 2 : rough <= 5 * decade ? 5 : 10);
+    end = step * std::max(std::ceil(largest / step), 1.0);
+  }
+  double step = 1;
+  double end = 1;
+};
+
+/// A level axis of logarithms from 1, with marks at powers of ten.
+struct step_axis {
+  explicit step_axis(std::int64_t last) : decades(std::log10(std::max(static_cast<double>(last), 10.0))) {}
+  [[nodiscard]] double place_of(double number) const { return std::log10(number) / decades; }
+  double decades;
+};
+
+class picture {
+ public:
+  picture(std::vector<rows_of_line> lines, picture_format format)
+      : lines_(std::move(lines)),
+        legend_rows_(std::max(legend_column(lines_.front().size()), std::size(byte_uses))),
+        height_(title_height + line_height * static_cast<int>(lines_.size()) +
+                legend_row_height * (static_cast<int>(legend_rows_) + 1)),
+        paper_(format, 3 * panel_width, height_) {}
+
+  std::string draw(const std::string& title) {
+    put_fitted(title, {1.5 * panel_width, 32}, title_size, 3 * panel_width - 40);
     for (std::size_t l = 0; l < lines_.size(); ++l) {
-      put_over_steps(l, 0, "Sequences running at once", "sequences", "*", 2);
-      add("unset label 1\n");
-      put_over_steps(l, 1, "Memory that holds live tokens", "% of the pool", "100", 3);
+      put_over_steps(l, 0, "Sequences running at once", "sequences", most_running(lines_[l]),
+                     [](const timeline::stretch& s) { return s.concurrency; });
+      put_over_steps(l, 1, "Memory that holds live tokens", "% of the pool", 100,
+                     [](const timeline::stretch& s) { return 100 * s.eff_util; });
       put_bytes(l);
     }
-    add("unset multiplot\n");
-    return std::move(text_);
+    put_legends();
+    return paper_.finish();
   }
 
  private:
-  template <class... Args>
-  void add(fmt::format_string<Args...> format, Args&&... args) {
-    fmt::format_to(std::back_inserter(text_), format, std::forward<Args>(args)...);
+  static std::size_t legend_column(std::size_t entries) {
+    return entries <= longest_legend_column ? entries : (entries + 1) / 2;
   }
-  double from_top(int pixels) const { return 1.0 - static_cast<double>(pixels) / height_; }
 
-  void put_data(std::size_t l) {
+  static double most_running(const rows_of_line& line) {
+    double most = 0;
+    for (const row* r : line) {
+      for (const timeline::stretch& s : r->figures.over_steps.stretches()) most = std::max(most, s.concurrency);
+    }
+    return most;
+  }
+
+  /// Centred, and smaller where it would be too wide.
+  void put_fitted(const std::string& words, point at, double size, double width) {
+    const double needed = paper_.width_of(words, size);
+    paper_.text(words, at, needed > width ? size * width / needed : size, alignment::centre, black);
+  }
+
+  /// Draws what every panel has, and answers where its data goes.
+  rectangle put_panel(std::size_t l, int column, const std::string& heading, const char* unit, const value_axis& values,
+                      const char* across) {
+    const rectangle area{static_cast<double>(column * panel_width + left_margin),
+                         static_cast<double>(title_height + static_cast<int>(l) * line_height + top_margin),
+                         panel_width - left_margin - right_margin, line_height - top_margin - bottom_margin};
+    put_fitted(fmt::format("{}, max_model_len {}", heading, grouped(lines_[l].front()->max_model_len)),
+               {area.centre(), area.top - 18}, heading_size, panel_width - right_margin);
+    for (int i = 0; i * values.step <= values.end; ++i) {
+      const double y = area.bottom() - area.height * i * values.step / values.end;
+      paper_.line({area.left, y}, {area.right(), y}, 1, grid_grey);
+      paper_.text(short_number(i * values.step), {area.left - 9, y + 4.5}, text_size, alignment::right, axis_grey);
+    }
+    paper_.text_upwards(unit, {area.left - 52, area.top + area.height / 2}, text_size, black);
+    paper_.text(across, {area.centre(), area.bottom() + 55}, text_size, alignment::centre, black);
+    return area;
+  }
+
+  /// Over the data, so that it does not hide them.
+  void put_axes(const rectangle& area) {
+    const point corners[] = {{area.left, area.top}, {area.left, area.bottom()}, {area.right(), area.bottom()}};
+    paper_.path(corners, 1, axis_grey);
+  }
+
+  void put_step_marks(const rectangle& area, const step_axis& steps) {
+    constexpr int most_labels = 9;
+    const int decades = static_cast<int>(steps.decades);
+    const int every = decades / most_labels + 1;
+    for (int decade = 0; decade <= decades; ++decade) {
+      for (int digit = 1; digit < 10; ++digit) {
+        const double place = steps.place_of(digit * std::pow(10.0, decade));
+        if (place > 1 || (digit > 1 && every > 1)) break;
+        const double x = area.left + area.width * place;
+        paper_.line({x, area.bottom()}, {x, area.bottom() + (digit == 1 ? 7 : 4)}, 1, axis_grey);
+        if (digit == 1 && decade % every == 0) {
+          paper_.text(short_number(std::pow(10.0, decade)), {x, area.bottom() + 23}, text_size, alignment::centre, axis_grey);
+        }
+      }
+    }
+  }
+
+  template <class Value>
+  void put_over_steps(std::size_t l, int column, const char* heading, const char* unit, double largest, Value&& value_of) {
     const rows_of_line& line = lines_[l];
+    std::int64_t last = 1;
+    for (const row* r : line) last = std::max(last, r->figures.steps_to_drain);
+    const step_axis steps(last);
+    const value_axis values(largest);
+    const rectangle area = put_panel(l, column, heading, unit, values, "step (logarithmic)");
+    put_step_marks(area, steps);
+    // A tenth of a pixel is exact enough, and keeps the file small.
+    const auto rounded = [](double pixels) { return std::round(10 * pixels) / 10; };
+    const auto x_of = [&](std::int64_t step) {
+      return rounded(area.left + area.width * steps.place_of(static_cast<double>(std::max<std::int64_t>(step, 1))));
+    };
     for (std::size_t i = 0; i < line.size(); ++i) {
-      add("$steps_{}_{} << END\n", l, i);
       const timeline& over_steps = line[i]->figures.over_steps;
-      const std::vector<timeline::stretch> stretches = over_steps.stretches();
+      std::vector<point> curve;
       std::int64_t step = 0;
-      for (const auto& stretch : stretches) {
-        add("{} {} {}\n", std::max<std::int64_t>(step, 1), stretch.concurrency, 100 * stretch.eff_util);
+      for (const timeline::stretch& stretch : over_steps.stretches()) {
+        const double x = x_of(step);
+        const double y = rounded(area.bottom() - area.height * value_of(stretch) / values.end);
+        if (!curve.empty()) curve.push_back({x, curve.back().y});
+        curve.push_back({x, y});
         step += over_steps.steps_per_stretch();
       }
-      // The last stretch lasts until the run is over; a run without steps still needs a line.
-      if (!stretches.empty()) {
-        add("{} {} {}\n", line[i]->figures.steps_to_drain, stretches.back().concurrency, 100 * stretches.back().eff_util);
-      } else {
-        add("1 0 0\n");
-      }
-      add("END\n");
+      // A run without steps still needs a line.
+      if (curve.empty()) curve.push_back({area.left, area.bottom()});
+      curve.push_back({x_of(line[i]->figures.steps_to_drain), curve.back().y});
+      paper_.path(curve, thickness_of(line, i), colour_of(line, i));
     }
-    add("$bytes_{} << END\n", l);
-    for (const row* r : line) {
-      const outcome& f = r->figures;
-      const double slots = static_cast<double>(f.busy_steps) * static_cast<double>(r->pool_tokens);
-      const double live = f.busy.eff_util.value_or(0);
-      const double reserved = f.busy.occupancy.value_or(0);
-      const double never_used = slots > 0 ? static_cast<double>(f.sums.never_used) / slots : 0;
-      add("\"{}\" {} {} {} {}\n", label_of(*r, true), 100 * live, 100 * (reserved - live - never_used), 100 * never_used,
-          100 * (1 - reserved));
-    }
-    add("END\n");
-  }
-
-  void put_panel(std::size_t l, int column, const char* title, const char* unit) {
-    const int left = column * panel_width;
-    const int top = title_height + static_cast<int>(l) * line_height;
-    const auto across = [](int pixels) { return static_cast<double>(pixels) / (3 * panel_width); };
-    add("set lmargin at screen {}\nset rmargin at screen {}\n", across(left + left_margin),
-        across(left + panel_width - right_margin));
-    add("set tmargin at screen {}\nset bmargin at screen {}\n", from_top(top + top_margin),
-        from_top(top + line_height - bottom_margin));
-    add("set title '{}, max_model_len {}' offset 0,-0.5\nset ylabel '{}'\n", title, grouped(lines_[l].front()->max_model_len),
-        unit);
-    add("set grid ytics lc '#dddddd' lw 1\nset border 3 lc '#555555'\nset tics nomirror\n");
-  }
-
-  /// The legend of a panel stands below the last line.
-  void put_legend(std::size_t l, int column) {
-    if (l + 1 < lines_.size()) {
-      add("unset key\n");
-      return;
-    }
-    add("set key at screen {},{} center top vertical maxrows 4 samplen 2 width 2 font ',11'\n", (column + 0.5) / 3,
-        static_cast<double>(legend_height - 10) / height_);
-  }
-
-  void put_over_steps(std::size_t l, int column, const char* title, const char* unit, const char* y_end, int data_column) {
-    put_panel(l, column, title, unit);
-    put_legend(l, column);
-    add("set logscale x\nset xrange [1:*]\nset yrange [0:{}]\nset format x '%.0s%c'\nset xtics autofreq\nset xlabel 'step "
-        "(logarithmic)'\nplot ",
-        y_end);
-    const rows_of_line& line = lines_[l];
-    // Ever thinner, so that lines that coincide show each other.
-    for (std::size_t i = 0; i < line.size(); ++i) {
-      add("{}$steps_{}_{} using 1:{} with steps lw {} lc '{}' title '{}'", i == 0 ? "" : ", ", l, i, data_column,
-          line.size() + 1 - i, colour_of(line, i), label_of(*line[i], false));
-    }
-    add("\n");
+    put_axes(area);
   }
 
   void put_bytes(std::size_t l) {
-    put_panel(l, 2, "Where every byte went", "% of the pool");
-    put_legend(l, 2);
-    add("unset logscale x\nset xrange [-0.6:{}]\nset yrange [0:100]\nset xlabel 'policy (paged: tokens per block)' offset "
-        "0,-0.7\nset format "
-        "x '%s'\n"
-        "set style data histograms\nset style histogram rowstacked\nset style fill solid 1 noborder\nset boxwidth 0.7\n",
-        static_cast<double>(lines_[l].size()) - 0.4);
-    add("plot $bytes_{0} using 2:xtic(1) lc '#009E73' title 'live', "
-        "'' using 3 lc '#F0E442' title 'reserved for later', "
-        "'' using 4 lc '#D55E00' title 'never used by its sequence', "
-        "'' using 5 lc '#cccccc' title 'never reserved'\n",
-        l);
+    const rows_of_line& line = lines_[l];
+    const rectangle area =
+        put_panel(l, 2, "Where every byte went", "% of the pool", value_axis(100), "policy (paged: tokens per block)");
+    const double place = area.width / static_cast<double>(line.size());
+    double widest = 1;
+    for (const row* r : line) widest = std::max(widest, paper_.width_of(short_name(*r), text_size));
+    const double label_size = std::min(text_size, text_size * place / widest);
+    for (std::size_t i = 0; i < line.size(); ++i) {
+      rectangle bar{area.left + place * (static_cast<double>(i) + 0.15), area.bottom(), place * 0.7, 0};
+      const std::vector<double> shares = shares_of(*line[i]);
+      for (std::size_t use = 0; use < shares.size(); ++use) {
+        bar.height = area.height * std::max(shares[use], 0.0);
+        bar.top -= bar.height;
+        paper_.fill(bar, byte_uses[use].drawn);
+      }
+      paper_.text(short_name(*line[i]), {bar.centre(), area.bottom() + 19}, label_size, alignment::centre, axis_grey);
+      if (line[i]->block_size) {
+        paper_.text(grouped(*line[i]->block_size), {bar.centre(), area.bottom() + 35}, label_size, alignment::centre,
+                    axis_grey);
+      }
+    }
+    put_axes(area);
+  }
+
+  struct legend_entry {
+    std::string words;
+    colour drawn;
+    double thickness;
+  };
+
+  /// One below each column of panels, in one or two columns.
+  void put_legend(int column, const std::vector<legend_entry>& entries) {
+    constexpr double swatch = 30;
+    constexpr double gap = 8;
+    const std::size_t rows = legend_column(entries.size());
+    const std::size_t columns = (entries.size() + rows - 1) / rows;
+    double widest = 0;
+    for (const legend_entry& each : entries) widest = std::max(widest, paper_.width_of(each.words, text_size));
+    const double width = swatch + gap + widest + 2 * gap;
+    const double left = column * panel_width + left_margin +
+                        (panel_width - left_margin - right_margin - width * static_cast<double>(columns)) / 2;
+    const double top = height_ - legend_row_height * (static_cast<double>(legend_rows_) + 0.5);
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const std::size_t column_of_entry = i / rows;
+      const double x = left + width * static_cast<double>(column_of_entry);
+      const double y = top + legend_row_height * (static_cast<double>(i % rows) + 0.5);
+      paper_.line({x, y}, {x + swatch, y}, entries[i].thickness, entries[i].drawn);
+      paper_.text(entries[i].words, {x + swatch + gap, y + 4.5}, text_size, alignment::left, black);
+    }
+  }
+
+  void put_legends() {
+    const rows_of_line& line = lines_.back();
+    std::vector<legend_entry> policies;
+    for (std::size_t i = 0; i < line.size(); ++i) {
+      policies.push_back({label_of(*line[i]), colour_of(line, i), thickness_of(line, i)});
+    }
+    std::vector<legend_entry> uses;
+    for (const byte_use& use : byte_uses) uses.push_back({use.name, use.drawn, 10});
+    put_legend(0, policies);
+    put_legend(1, policies);
+    put_legend(2, uses);
   }
 
   std::vector<rows_of_line> lines_;
-  int height_ = 0;
-  std::string text_;
+  std::size_t legend_rows_;
+  int height_;
+  canvas paper_;
 };
 
 }  // namespace
 
-void require_plot(const std::string& path) {
-  if (!ends_in(path, ".svg") && !ends_in(path, ".png")) {
+void require_drawable(const std::string& path, std::size_t num_max_model_lens, std::size_t num_block_sizes) {
+  if (!format_of(path)) {
     throw usage_error(fmt::format("--plot {}: the suffix chooses the format: give a name that ends in .svg or .png", path));
   }
-  if (std::system("command -v gnuplot > /dev/null 2>&1") != 0) {
-    throw usage_error("--plot draws with gnuplot, which is not installed: install gnuplot-nox, or leave --plot out");
+  for (const auto& [option, count] : {std::pair{"--max-model-len", num_max_model_lens}, {"--block-size", num_block_sizes}}) {
+    if (count > most_values) {
+      throw usage_error(fmt::format("--plot {}: at most {} values of {} can be drawn, not {}: give fewer, or leave --plot out",
+                                    path, most_values, option, count));
+    }
   }
 }
 
-void draw(std::span<const row> rows, const std::string& subject, const std::string& path) {
+std::string draw(std::span<const row> rows, const std::string& subject, const std::string& path) {
   const row& first = rows.front();
   const std::string pool = first.fraction_of_free ? fmt::format(", {:g} of free", *first.fraction_of_free) : "";
-  const std::string text =
-      script(lines_of(rows), path).text(fmt::format("{}{}: {} token slots", subject, pool, grouped(first.pool_tokens)));
-  std::FILE* const gnuplot = ::popen("gnuplot", "w");
-  const bool fed = gnuplot != nullptr && std::fwrite(text.data(), 1, text.size(), gnuplot) == text.size();
-  if (gnuplot != nullptr && ::pclose(gnuplot) == 0 && fed) return;
-  std::error_code ignored;
-  std::filesystem::remove(path, ignored);
-  throw usage_error(fmt::format("{}: gnuplot could not draw it: see its message above, or leave --plot out", path));
+  return picture(lines_of(rows), format_of(path).value())
+      .draw(fmt::format("{}{}: {} token slots", subject, pool, grouped(first.pool_tokens)));
 }
 
 }  // namespace pagedkv::bench

@@ -17,7 +17,7 @@ void progress::start(std::string label, std::size_t total) {
 }
 
 void progress::clear() {
-  if (drawn_) fmt::print(stderr, "\r\x1b[K");
+  if (drawn_) std::fputs("\r\x1b[K", stderr);
   drawn_ = false;
 }
 
@@ -29,7 +29,9 @@ void progress::draw() {
   drawn_ = true;
   constexpr std::size_t width = 30;
   const std::size_t filled = total_ == 0 ? width : done_ * width / total_;
-  fmt::print(stderr, "\r\x1b[K[{:#<{}}{:.<{}}] {} of {} requests, {}", "", filled, "", width - filled, done_, total_, label_);
+  const std::string line =
+      fmt::format("\r\x1b[K[{:#<{}}{:.<{}}] {} of {} requests, {}", "", filled, "", width - filled, done_, total_, label_);
+  std::fputs(line.c_str(), stderr);
   std::fflush(stderr);
 }
 

@@ -16,6 +16,8 @@
 #include <system_error>
 
 #include "errors.hpp"
+#include "json_object.hpp"
+#include "text.hpp"
 
 namespace pagedkv::bench {
 namespace {
@@ -23,6 +25,11 @@ namespace {
 using std::chrono::nanoseconds;
 
 constexpr std::int64_t max_tokens = std::numeric_limits<std::int32_t>::max();
+/// Two such times are less nanoseconds apart than an int64 holds.
+constexpr std::chrono::seconds most_seconds{4'500'000'000};
+constexpr std::size_t longest_line = std::size_t{4} << 20;
+constexpr std::int64_t most_bytes = std::int64_t{1} << 30;
+constexpr std::size_t most_requests = 10'000'000;
 
 /// A reason; the reader adds name and line.
 struct bad_line : std::runtime_error {
@@ -32,10 +39,7 @@ struct bad_line : std::runtime_error {
 /// Text from the file, fit for a one-line message.
 std::string shown(std::string_view text) {
   constexpr std::size_t longest = 40;
-  std::string out(text.substr(0, longest));
-  std::replace_if(
-      out.begin(), out.end(), [](unsigned char c) { return c < 0x20 || c >= 0x7f; }, '?');
-  return text.size() > longest ? out + "..." : out;
+  return printable(text, longest);
 }
 
 std::string_view trimmed(std::string_view text) {
@@ -61,7 +65,8 @@ std::int64_t parse_tokens(std::string_view text, std::string_view column) {
 /// Rounded to nanoseconds, so that the decimals of a trace are exact and arrival steps do not hang on a binary fraction.
 nanoseconds to_nanoseconds(double value, double nanoseconds_each, std::string_view column) {
   const double count = value * nanoseconds_each;
-  if (!(std::abs(count) < 4.5e18)) throw bad_line(fmt::format("{} is out of range", column));
+  if (!(std::abs(count) < static_cast<double>(nanoseconds(most_seconds).count())))
+    throw bad_line(fmt::format("{} is out of range", column));
   return nanoseconds(std::llround(count));
 }
 
@@ -103,23 +108,35 @@ nanoseconds parse_date_time(std::string_view text, std::string_view column) {
     for (std::size_t i = decimals; i < 9; ++i) count *= 10;
     fraction = nanoseconds(count);
   }
-  return std::chrono::sys_days(date).time_since_epoch() + std::chrono::hours(hour) + std::chrono::minutes(minute) +
-         std::chrono::seconds(second) + fraction;
+  const std::chrono::seconds whole = std::chrono::sys_days(date).time_since_epoch() + std::chrono::hours(hour) +
+                                     std::chrono::minutes(minute) + std::chrono::seconds(second);
+  if (std::chrono::abs(whole) >= most_seconds) throw bad_line(fmt::format("{} is '{}', out of range", column, shown(text)));
+  return whole + fraction;
 }
 
-/// Splits a CSV line; a field in double quotes may hold commas.
+/// Splits a CSV line. A double quote counts where a field begins; doubled ones in it stay doubled.
 void split(std::string_view line, std::vector<std::string_view>& fields) {
   fields.clear();
-  bool quoted = false;
-  std::size_t begin = 0;
-  for (std::size_t i = 0; i <= line.size(); ++i) {
-    if (i < line.size() && line[i] == '"') quoted = !quoted;
-    if (i == line.size() || (line[i] == ',' && !quoted)) {
-      fields.push_back(trimmed(line.substr(begin, i - begin)));
-      begin = i + 1;
+  const auto skip_blanks = [&](std::size_t from) { return std::min(line.find_first_not_of(" \t", from), line.size()); };
+  for (std::size_t begin = 0; begin <= line.size();) {
+    const std::size_t first = skip_blanks(begin);
+    std::size_t end = std::min(line.find(',', first), line.size());
+    if (first < line.size() && line[first] == '"') {
+      std::size_t close = line.find('"', first + 1);
+      while (close < line.size() - 1 && line[close + 1] == '"') close = line.find('"', close + 2);
+      if (close == std::string_view::npos) {
+        throw bad_line("a double quote is never closed: is the file truncated, or is there a line break in the field?");
+      }
+      end = skip_blanks(close + 1);
+      if (end < line.size() && line[end] != ',') {
+        throw bad_line("text behind a closing double quote: write a double quote in a quoted field twice");
+      }
+      fields.push_back(line.substr(first + 1, close - first - 1));
+    } else {
+      fields.push_back(trimmed(line.substr(first, end - first)));
     }
+    begin = end + 1;
   }
-  if (quoted) throw bad_line("a double quote is never closed (is the file truncated?)");
 }
 
 class csv_format {
@@ -128,21 +145,32 @@ class csv_format {
   static std::optional<csv_format> from_header(std::string_view line) {
     std::vector<std::string_view> names;
     split(line, names);
-    const auto find = [&](std::string_view name) { return std::find(names.begin(), names.end(), name) - names.begin(); };
-    const auto absent = static_cast<std::ptrdiff_t>(names.size());
-    csv_format format;
-    format.num_columns_ = names.size();
-    for (const auto& [prompt, output, arrival, parse] :
+    const auto find = [&](const char* name) -> std::optional<column> {
+      const auto found = std::find(names.begin(), names.end(), name);
+      if (found == names.end()) return std::nullopt;
+      if (std::find(found + 1, names.end(), name) != names.end()) {
+        throw bad_line(fmt::format("the column {} stands twice: name it once", name));
+      }
+      return column{name, static_cast<std::size_t>(found - names.begin())};
+    };
+    std::optional<csv_format> found;
+    for (const auto& [prompt_name, output_name, arrival_name, parse] :
          {std::tuple{"num_prefill_tokens", "num_decode_tokens", "arrived_at", &parse_seconds},
           std::tuple{"ContextTokens", "GeneratedTokens", "TIMESTAMP", &parse_date_time}}) {
-      if (find(prompt) == absent || find(output) == absent) continue;
-      format.prompt_ = {prompt, static_cast<std::size_t>(find(prompt))};
-      format.output_ = {output, static_cast<std::size_t>(find(output))};
-      if (find(arrival) != absent) format.arrival_ = {arrival, static_cast<std::size_t>(find(arrival))};
-      format.parse_arrival_ = parse;
-      return format;
+      const auto prompt = find(prompt_name);
+      const auto output = find(output_name);
+      if (!prompt || !output) continue;
+      if (found) {
+        throw bad_line(fmt::format("both {} and {} are columns: leave out one kind", found->prompt_.name, prompt_name));
+      }
+      found.emplace();
+      found->num_columns_ = names.size();
+      found->prompt_ = *prompt;
+      found->output_ = *output;
+      found->arrival_ = find(arrival_name);
+      found->parse_arrival_ = parse;
     }
-    return std::nullopt;
+    return found;
   }
 
   trace_request parse(std::string_view line) {
@@ -193,8 +221,11 @@ std::vector<std::int32_t> parse_prefix_ids(const nlohmann::json& object, std::in
 }
 
 trace_request parse_json_line(std::string_view line, prefix_ids ids) {
-  const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
-  if (!object.is_object()) throw bad_line("not a JSON object (is the file truncated?)");
+  nlohmann::json object;
+  if (const auto problem = read_json_object(line, object)) {
+    if (*problem == json_problem::not_an_object) throw bad_line("not a JSON object (is the file truncated?)");
+    throw bad_line(fmt::format("the key {} stands twice: name it once", shown(object.get_ref<const std::string&>())));
+  }
   const auto tokens = [&](const char* name) {
     const auto field = object.find(name);
     if (field == object.end()) throw bad_line(fmt::format("the object lacks {}", name));
@@ -219,16 +250,18 @@ bool is_binary(std::string_view line) {
 
 constexpr const char* expected_formats =
     "expected a CSV header with num_prefill_tokens,num_decode_tokens or TIMESTAMP,ContextTokens,GeneratedTokens, or JSON lines "
-    "with "
-    "input_length and output_length";
+    "with input_length and output_length";
+
+constexpr const char* read_less = "read only the first requests with --limit, or give a smaller trace";
 
 class reader {
  public:
-  explicit reader(prefix_ids ids) : ids_(ids) {}
+  reader(prefix_ids ids, std::optional<std::int64_t> limit) : ids_(ids), limit_(limit) {}
+
+  [[nodiscard]] bool is_done() const { return limit_ && std::ssize(requests_) >= *limit_; }
 
   /// One line without its end.
   void take(std::string_view line) {
-    if (is_binary(line)) throw bad_line(fmt::format("binary data, not a trace: {}", expected_formats));
     if (is_first_) {
       is_first_ = false;
       is_json_ = trimmed(line).starts_with('{');
@@ -243,6 +276,7 @@ class reader {
       }
     }
     if (trimmed(line).empty()) throw bad_line("an empty line: remove it");
+    if (requests_.size() == most_requests) throw bad_line(fmt::format("more than {} requests: {}", most_requests, read_less));
     requests_.push_back(is_json_ ? parse_json_line(line, ids_) : csv_->parse(line));
     if (requests_.back().arrival.has_value() != requests_.front().arrival.has_value()) {
       throw bad_line("some lines have an arrival time and some have none: give it in all or in none");
@@ -256,6 +290,7 @@ class reader {
 
  private:
   prefix_ids ids_;
+  std::optional<std::int64_t> limit_;
   bool is_first_ = true;
   bool is_json_ = false;
   std::optional<csv_format> csv_;
@@ -264,15 +299,28 @@ class reader {
 
 }  // namespace
 
-std::vector<trace_request> read_trace(std::istream& input, const std::string& name, prefix_ids ids) {
+std::vector<trace_request> read_trace(std::istream& input, const std::string& name, prefix_ids ids,
+                                      std::optional<std::int64_t> limit) {
   constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
-  reader lines(ids);
+  reader lines(ids, limit);
   std::int64_t number = 0;
   try {
-    for (std::string buffer; std::getline(input, buffer);) {
-      std::string_view line = buffer;
-      if (++number == 1 && line.starts_with(byte_order_mark)) line.remove_prefix(byte_order_mark.size());
+    std::vector<char> buffer(longest_line + 1);
+    std::int64_t num_bytes = 0;
+    errno = 0;
+    while (!lines.is_done()) {
+      input.getline(buffer.data(), std::ssize(buffer));
+      if (input.eof() && input.gcount() == 0) break;
+      ++number;
+      if (input.bad()) throw bad_line(fmt::format("cannot be read: {}", std::strerror(errno != 0 ? errno : EIO)));
+      const bool has_end = !input.eof() && !input.fail();
+      std::string_view line(buffer.data(), static_cast<std::size_t>(input.gcount()) - (has_end ? 1 : 0));
+      num_bytes += input.gcount();
+      if (number == 1 && line.starts_with(byte_order_mark)) line.remove_prefix(byte_order_mark.size());
       if (line.ends_with('\r')) line.remove_suffix(1);
+      if (is_binary(line)) throw bad_line(fmt::format("binary data, not a trace: {}", expected_formats));
+      if (!has_end && !input.eof()) throw bad_line(fmt::format("longer than {} bytes", longest_line));
+      if (num_bytes > most_bytes) throw bad_line(fmt::format("more than {} bytes: {}", most_bytes, read_less));
       lines.take(line);
     }
     return std::move(lines).requests();
@@ -281,13 +329,13 @@ std::vector<trace_request> read_trace(std::istream& input, const std::string& na
   }
 }
 
-std::vector<trace_request> read_trace_file(const std::string& path, prefix_ids ids) {
+std::vector<trace_request> read_trace_file(const std::string& path, prefix_ids ids, std::optional<std::int64_t> limit) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) throw usage_error(fmt::format("{}: a directory, not a trace file", path));
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   if (!file) throw usage_error(fmt::format("{}: {}: give a readable trace with --trace", path, std::strerror(errno)));
-  return read_trace(file, path, ids);
+  return read_trace(file, path, ids, limit);
 }
 
 }  // namespace pagedkv::bench

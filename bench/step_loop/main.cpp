@@ -6,8 +6,8 @@
 #include <string>
 
 #include "../paged_vs_contiguous/trace.hpp"
-#include "../run_program.hpp"
 #include "engine.hpp"
+#include "run_program.hpp"
 
 namespace {
 
@@ -26,7 +26,11 @@ int run(int argc, char** argv) {
   app.add_option("--blocks", options.num_blocks, "Of the pool")->capture_default_str();
   app.add_option("--max-sequences", options.max_sequences, "Running at once")->capture_default_str();
   app.add_option("--step-tokens", options.max_tokens_per_step, "Of one step")->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& problem) {
+    return app.exit(problem) == 0 ? exit_status::done : exit_status::misused;
+  }
 
   std::vector<request> requests;
   for (const trace_request& row : read_trace_file(trace)) {
@@ -50,4 +54,6 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) { return pagedkv::bench::run_program("step_loop", run, argc, argv); }
+int main(int argc, char** argv) {
+  return pagedkv::bench::run_program("step_loop", [&] { return run(argc, argv); });
+}

@@ -16,7 +16,7 @@
 #include <pagedkv/table_mirror.hpp>
 
 #include "../paged_vs_contiguous/compute_device.hpp"
-#include "../run_program.hpp"
+#include "run_program.hpp"
 
 namespace {
 
@@ -204,7 +204,11 @@ int run(int argc, char** argv) {
   app.add_option("--device", device_name, "Where the tables are")
       ->check(CLI::IsMember({"host", "cuda"}))
       ->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& problem) {
+    return app.exit(problem) == 0 ? bench::exit_status::done : bench::exit_status::misused;
+  }
   const std::unique_ptr<bench::compute_device> device = device_name == "cuda" ? bench::make_cuda_device(0) : nullptr;
   std::printf("one group, blocks of %d tokens; decode steps; medians of %d rounds of %d steps (everything: fewer)\n",
               block_size, num_rounds, num_steps);
@@ -221,10 +225,7 @@ int run(int argc, char** argv) {
           {"everything", [&](const step_plan& plan) { return run.everything(plan); }},
       }};
       for (const auto& [name, tell] : ways) {
-        if (!run.is_right(tell)) {
-          std::fprintf(stderr, "table_upload: %s leaves a wrong table\n", name);
-          return 1;
-        }
+        if (!run.is_right(tell)) throw bench::check_failed(std::string(name) + " leaves a wrong table");
         const bool is_slow = tell(run.step()).num_bytes() > 1 << 20;
         measured figures = measure(run, tell, is_slow ? std::min(num_steps, block_size) : num_steps, is_slow ? 1 : num_rounds);
         if (device != nullptr) figures.device = measure_device(run, tell, *device, std::min(num_steps, block_size));
@@ -239,4 +240,6 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) { return pagedkv::bench::run_program("table_upload", run, argc, argv); }
+int main(int argc, char** argv) {
+  return bench::run_program("table_upload", [&] { return run(argc, argv); });
+}

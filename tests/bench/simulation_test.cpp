@@ -193,5 +193,13 @@ TEST(timeline, keeps_means_when_it_grows_coarser) {
   EXPECT_EQ(stretches.back().eff_util, 0.5);
 }
 
+TEST(closed_form, refuses_what_an_int64_does_not_hold) {
+  constexpr std::int64_t longest = 2'147'480'000;
+  const std::vector<request> requests(4, request{.prompt = 1, .output = longest - 1});
+  const setting under{.which = policy::contiguous_max, .pool_tokens = longest, .max_model_len = longest};
+  EXPECT_EQ(closed_form(std::span(requests).first(1), under).reserved, longest * (longest - 1));
+  EXPECT_THROW((void)closed_form(requests, under), usage_error);
+}
+
 }  // namespace
 }  // namespace pagedkv::bench

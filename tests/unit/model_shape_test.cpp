@@ -108,4 +108,86 @@ TEST_F(model_config, SaysWhichFieldIsMissingOrWrong) {
   EXPECT_FALSE(read_model_config("/nowhere/config.json"));
 }
 
+/// A config whose only unusual field is `field`.
+std::string config_with(const std::string& field) {
+  return R"({"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, )" + field + "}";
+}
+
+TEST_F(model_config, RefusesAFieldThatIsThereAndCannotBeUsed) {
+  struct unusable {
+    const char* field;
+    std::int64_t value;  // what the error says
+  };
+  const std::string good = config_with(R"("x": 0)");
+  ASSERT_TRUE(read(good));
+  for (const char* name : {"head_dim", "kv_channels", "num_key_value_heads", "multi_query_group_num", "num_layers", "n_layer",
+                           "n_head", "n_embd"}) {
+    for (const auto& [value, number] : {unusable{"\"64\"", 64},
+                                        {"\"many\"", error::none},
+                                        {"64.0", 64},
+                                        {"64.5", error::none},
+                                        {"1e300", error::none},
+                                        {"0", 0},
+                                        {"-4", -4},
+                                        {"2147483648", 2'147'483'648},
+                                        {"18446744073709551615", INT64_MAX},
+                                        {"true", error::none},
+                                        {"[64]", error::none},
+                                        {"{}", error::none}}) {
+      const result<model_shape> refused = read(config_with(std::string("\"") + name + "\": " + value));
+      ASSERT_FALSE(refused) << name << " " << value;
+      EXPECT_EQ(refused.error().code, errc::invalid_argument);
+      EXPECT_NE(refused.error().message().find(name), std::string::npos) << refused.error().message();
+      EXPECT_EQ(refused.error().value, number) << refused.error().message();
+    }
+    EXPECT_TRUE(read(config_with(std::string("\"") + name + "\": null"))) << name;
+  }
+  for (const char* field : {R"("_name_or_path": 5)", R"("model_type": [])", R"("multi_query_attention": "yes")",
+                            R"("text_config": 7)", R"("torch_dtype": 16)", R"("torch_dtype": "float8_e4m3fn")",
+                            R"("torch_dtype": "bfloat17")", R"("dtype": "i4")", R"("dtype": "auto")"}) {
+    const result<model_shape> refused = read(config_with(field));
+    ASSERT_FALSE(refused) << field;
+    const std::string name = std::string(field).substr(1, std::string(field).find('"', 1) - 1);
+    EXPECT_NE(refused.error().message().find(name), std::string::npos) << refused.error().message();
+  }
+}
+
+TEST_F(model_config, TakesTheTypeBesideTextConfigBeforeTheOneInIt) {
+  const std::string numbers = R"("num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64)";
+  const auto type = [&](const std::string& outer, const std::string& inner) {
+    return read("{" + outer + R"("text_config": {)" + inner + numbers + "}}").value().type;
+  };
+  EXPECT_EQ(type("", ""), std::nullopt);
+  EXPECT_EQ(type(R"("torch_dtype": "float32", )", ""), dtype::f32);
+  EXPECT_EQ(type(R"("dtype": "float32", )", ""), dtype::f32);
+  EXPECT_EQ(type("", R"("dtype": "float16", )"), dtype::f16);
+  EXPECT_EQ(type(R"("torch_dtype": null, )", R"("torch_dtype": "float16", )"), dtype::f16);
+  EXPECT_EQ(type(R"("torch_dtype": "bfloat16", )", R"("torch_dtype": "float32", )"), dtype::bf16);
+  EXPECT_EQ(type(R"("torch_dtype": "float16", "dtype": "float16", )", ""), dtype::f16);
+  EXPECT_FALSE(read(config_with(R"("torch_dtype": "float16", "dtype": "float32")")));
+  EXPECT_FALSE(read(R"({"torch_dtype": "float32", "text_config": {"torch_dtype": "half", )" + numbers + "}}"));
+}
+
+TEST_F(model_config, RefusesAKeyThatStandsTwice) {
+  EXPECT_FALSE(read(config_with(R"("head_dim": 16, "head_dim": 32)")));
+  EXPECT_FALSE(read(R"({"text_config": )" + config_with(R"("head_dim": 16, "head_dim": 32)") + "}"));
+  EXPECT_TRUE(read(config_with(R"("a": {"head_dim": 16}, "b": [{"head_dim": 16}, {"head_dim": 16}])")));
+}
+
+TEST_F(model_config, ReadsWhatIsNoConfigInBoundedMemory) {
+  const auto refusal = [](const std::string& path) { return read_model_config(path).error().message(); };
+  EXPECT_NE(refusal(testing::TempDir()).find("directory"), std::string::npos);
+  EXPECT_NE(refusal("/proc/self/mem").find("cannot be read"), std::string::npos);
+  EXPECT_NE(refusal("/dev/zero").find("16 MiB"), std::string::npos);
+  EXPECT_FALSE(read(R"({"text_config": {"x": )" + std::string(1 << 20, '[')));
+  EXPECT_FALSE(read(R"({"text_config": {"x": )" + std::string(200'000, '[') + std::string(200'000, ']') + "}}"));
+  EXPECT_TRUE(read("\xEF\xBB\xBF" + config_with(R"("x": 0)") + "\r\n"));
+  EXPECT_FALSE(read(config_with(R"("x": 0)") + '\0'));
+}
+
+TEST_F(model_config, NamesAModelByWhatItHolds) {
+  EXPECT_EQ(read(config_with(R"("_name_or_path": "", "model_type": "llama")")).value().name, "llama");
+  EXPECT_EQ(read(config_with(R"("_name_or_path": null)")).value().name, "model");
+}
+
 }  // namespace

@@ -32,10 +32,16 @@ struct model_shape {
 
 /// Reads a Hugging Face config.json: layers from num_hidden_layers or num_layers; KV heads from num_key_value_heads, or
 /// multi_query_group_num where multi_query_attention is set, or num_attention_heads; head_dim from head_dim or kv_channels, or
-/// hidden_size / num_attention_heads. A model that nests these under text_config is read there.
+/// hidden_size / num_attention_heads. A model that nests these under text_config is read there. A field that is null is not
+/// there.
 ///
-/// @return invalid_argument: no such file, not JSON, a field that is missing or not a positive integer (the text names
-///         it), or latent attention (kv_lora_rank), which heads x head_dim does not describe.
+/// The type is what torch_dtype or dtype says: float32, float16 or bfloat16. Beside text_config it counts before what stands in
+/// there, as serving engines take it, and text_config's where there is none beside it.
+///
+/// @return invalid_argument: no such file, one that cannot be read or is longer than 16 MiB, not JSON, a key that stands
+///         twice in an object, a field that is missing or that is there and cannot be used, other fields of the same meaning
+///         notwithstanding (the text names it, and the error's value is its number), or latent attention (kv_lora_rank), which
+///         heads x head_dim does not describe.
 [[nodiscard]] PAGEDKV_PUBLIC result<model_shape> read_model_config(const std::string& path);
 
 }  // namespace pagedkv

@@ -1,0 +1,34 @@
+/// @file
+/// Files that a program writes when all is done.
+#pragma once
+
+#include <span>
+#include <string>
+
+namespace pagedkv::bench {
+
+/// Where an option wants something written: a file, new or to be replaced; or what is no file (a FIFO, a terminal, /dev/stdout,
+/// /dev/fd/N) and is written as it stands.
+struct output {
+  std::string option;  ///< As errors call it.
+  std::string path;
+};
+
+/// What goes there.
+struct finished_output {
+  output where;
+  std::string content;
+};
+
+/// Before any work: throws `usage_error`, naming the option and the remedy, when one of `outputs` could not be written, or is
+/// one of `inputs`, another output, or the file that the standard output or error goes to; and when one of these two goes to an
+/// input. One file by several names (spellings, symbolic and hard links) is one file. Opens and changes nothing.
+void require_writable(std::span<const output> outputs, std::span<const std::string> inputs);
+
+/// Writes all or none of the files: each beside where it will be, under a name that starts with ".pagedkv-", and into its place
+/// when all are complete. A file that is replaced leaves its mode and owner; behind a symbolic link, what it points to is
+/// replaced. Signals wait meanwhile, so that none leaves a temporary file behind. What is no file is written last.
+/// Throws `output_failed`.
+void write_outputs(std::span<const finished_output> outputs);
+
+}  // namespace pagedkv::bench
