@@ -62,6 +62,9 @@ std::int64_t total_entries(const kv_cache_config& config) {
 /// step's changes are still on loan.
 std::int64_t most_changes(const kv_cache_config& config) { return 2 * (config.num_blocks + 3 * total_entries(config)); }
 
+/// Contents that may be declared wrong until everything is given up once. Memory only for those that are.
+std::int64_t most_superseded(const kv_cache_config& config) { return 65'536 + config.num_blocks + config.max_sequences; }
+
 /// More tokens than slots cannot be scheduled at once.
 std::int64_t most_slots(const kv_cache_config& config) {
   const auto smaller = [](const group_config& a, const group_config& b) { return a.block_size < b.block_size; };
@@ -115,6 +118,7 @@ kv_cache::kv_cache(const kv_cache_config& config)
       links_per_row_(blocks_of(config.max_tokens_per_sequence, key_span_)),
       sequences_(config.max_sequences),
       free_sequences_(config.max_sequences),
+      relatives_(config.num_blocks, "the blocks' rings do not fit: lower num_blocks"),
       chains_(config.prefix_sharing ? std::int64_t{config.max_sequences} * links_per_row_ : 1, rows_do_not_fit),
       keys_(config.prefix_sharing ? std::int64_t{config.max_sequences} * links_per_row_ : 1, rows_do_not_fit),
       looked_up_links_(config.prefix_sharing ? links_per_row_ : 0),
@@ -152,10 +156,11 @@ kv_cache::kv_cache(const kv_cache_config& config)
                                                                 .key_span = key_span_,
                                                                 .keeps_copies = !config.merge_duplicates,
                                                                 .keeps_heads = largest_block > key_span_,
-                                                                .max_superseded = config.num_blocks + config.max_sequences,
+                                                                .max_superseded = most_superseded(config),
                                                                 .seed = config.hash_seed});
   }
   tainted_.reserve(config.max_sequences);
+  first_bad_tokens_.resize(config.max_sequences);
   planned_.reserve(config.max_sequences * config.groups.size());
   copies_.reserve(config.max_sequences * config.groups.size());
   replaced_rows_.reserve(config.max_sequences);
@@ -358,7 +363,7 @@ result<block_need> kv_cache::plan_step(std::span<const step_entry> entries) noex
       if (row.tail_is_private || row.tail_room == 0) continue;
       const block_id tail = in.table.row(static_cast<std::int32_t>(handle.index))[row.num_blocks - 1];
       const bool is_last_holder = pool_.references(tail) == 1;
-      if (is_last_holder && !(row.tail_is_rewritten && pool_.is_read_in_flight(tail))) continue;
+      if (is_last_holder && !(row.tail_is_rewritten && may_be_read(tail))) continue;
       // Given up here already, so that the last of several sharers in one step finds itself alone and writes in place.
       if (!is_last_holder) pool_.unshare(tail);
       planned_.push_back({static_cast<std::int32_t>(g), static_cast<std::int32_t>(handle.index), tail, is_last_holder});
@@ -366,6 +371,14 @@ result<block_need> kv_cache::plan_step(std::span<const step_entry> entries) noex
     }
   }
   return block_need{.new_blocks = new_blocks};
+}
+
+/// Whether work in flight may read a block of which one reference is left: of who let go of it before, or by a copy of this
+/// step.
+bool kv_cache::may_be_read(block_id block) const noexcept {
+  return pool_.is_read_in_flight(block) ||
+         (config_.deferred_release &&
+          std::any_of(planned_.begin(), planned_.end(), [&](const planned_copy& copy) { return copy.source == block; }));
 }
 
 void kv_cache::undo_planned_copies() noexcept {
@@ -408,6 +421,7 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
     row.tail_is_rewritten = false;
     row.next_slot = (static_cast<slot_t>(to_int(tail)) + 1) * in.config.block_size - row.tail_room;
     copies_.push_back({copy.source, tail});
+    relate(tail, copy.source);
     change_entry(copy.group, copy.row, row.num_blocks - 1, tail);
   }
   // The copies of this step are done before it writes; later steps must not write what they may still read.
@@ -462,6 +476,16 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
                    .copies = copies_,
                    .table_changes = {table_changes_.data(), static_cast<std::size_t>(num_changes_)},
                    .replaced_rows = replaced_rows_};
+}
+
+/// Remembers that a block begins as another does. Who was in a ring and has been taken again since is not marked any more.
+void kv_cache::relate(block_id copy, block_id source) noexcept {
+  for (const block_id block : {source, copy}) {
+    if (pool_.is_marked(block)) continue;
+    relatives_.leave(block);
+    pool_.mark(block);
+  }
+  relatives_.join(copy, source);
 }
 
 /// Takes blocks that are known to be available.
@@ -605,15 +629,47 @@ bool kv_cache::agrees(const group& in, std::int32_t row, const sequence_tokens& 
     if (!std::ranges::equal(said, std::span(index_->tokens(entries[last]), size))) return false;
   }
   const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
-  std::int32_t recorded = full;  // the last block that a fork published
+  // The last block that a fork published, of those that are sound.
+  std::int32_t recorded = std::min(full, sequences_[row].tainted_from / size);
   while (recorded > state.num_published && !has_content(entries[recorded - 1])) --recorded;
+  sequences_[row].num_former_links = sequences_[row].num_links;
+  if (!sequences_[row].publishes) return true;  // nothing will be taken from what it says
   // What the sequence has not published is chained again by publish(): the links behind its own are scratch until then.
   token_chain chain{chain_of(row), sequences_[row].num_links};
   for (std::int32_t k = state.num_published; k < recorded; ++k) {
     if (!has_content(entries[k])) continue;
-    if (index_->identity(entries[k]) != chain_to((k + 1) * in.links_per_block, chain, content)) return false;
+    const block_identity is = index_->identity(entries[k]);
+    const std::int32_t end = (k + 1) * in.links_per_block;
+    if (is != chain_to(end, chain, content) && !was_chained(is, row, end, content)) return false;
   }
   return true;
+}
+
+/// Whether an identity is what content's first `num_links` links lead to from a sequence's own ones, as they did before some of
+/// them were superseded.
+bool kv_cache::was_chained(const block_identity& identity, std::int32_t row, std::int32_t num_links,
+                           const sequence_tokens& content) const noexcept {
+  const std::int32_t own = std::min(sequences_[row].num_former_links, num_links);
+  const block_identity from =
+      own > 0 ? chains_[std::int64_t{row} * links_per_row_ + own - 1] : index_->root(content.name_space);
+  return index_->num_superseded() > 0 && was_chained(identity, from, own, num_links, content, 0);
+}
+
+bool kv_cache::was_chained(const block_identity& identity, block_identity from, std::int32_t link, std::int32_t num_links,
+                           const sequence_tokens& content, int depth) const noexcept {
+  constexpr int deepest = 32;  // superseded links behind one another; beyond, contradictions are not looked for
+  for (; link < num_links; ++link) {
+    const auto tokens = content.tokens.subspan(static_cast<std::size_t>(link) * key_span_, key_span_);
+    from = index_->chain_as_first(from, tokens, content.extra_keys.empty() ? 0 : content.extra_keys[link]);
+    std::optional<block_identity> next = index_->successor_of(from);
+    if (!next) continue;
+    if (depth == deepest) return true;
+    for (; next; next = index_->successor_of(from)) {
+      if (was_chained(identity, from, link + 1, num_links, content, depth + 1)) return true;
+      from = *next;
+    }
+  }
+  return from == identity;
 }
 
 status kv_cache::commit(sequence_handle handle, std::int32_t num_tokens) noexcept {
@@ -642,7 +698,14 @@ void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequenc
   token_chain chain{chain_of(row), sequence.num_links};
   const std::span<const block_id> entries = in.table.row(row);
   for (std::int32_t k = state.num_published; k < full; ++k) {
-    const block_identity& identity = chain_to((k + 1) * in.links_per_block, chain, content);
+    const std::int32_t end = (k + 1) * in.links_per_block;
+    const block_identity& identity = chain_to(end, chain, content);
+    if (index_->num_superseded() > 0 && has_content(entries[k]) && index_->identity(entries[k]) != identity &&
+        was_chained(index_->identity(entries[k]), row, end, content)) {
+      // What a fork published it as is out of use.
+      index_->forget(entries[k]);
+      pool_.set_findable(entries[k], false);
+    }
     index_->prefetch(group_index, identity, entries[k]);
     if (pending_.size() == most_pending) publish_pending();
     pending_.push_back({row,
@@ -734,10 +797,10 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
     state.first_live = std::min(state.first_live, first_live(in, num_tokens));
   }
   counts_.live_tokens -= sequence.length - num_tokens;
+  if (num_tokens < sequence.length) sequence.num_prompt_links = std::min(sequence.num_prompt_links, num_tokens / key_span_);
   sequence.length = num_tokens;
   sequence.computed = std::min(sequence.computed, num_tokens);
   sequence.num_links = std::min(sequence.num_links, num_tokens / key_span_);
-  sequence.num_prompt_links = std::min(sequence.num_prompt_links, num_tokens / key_span_);
   if (num_tokens <= sequence.tainted_from) sequence.tainted_from = no_taint;
   return {};
 }
@@ -889,54 +952,72 @@ status kv_cache::evict(std::span<const block_id> blocks) noexcept {
 // What is wrong is named by identities, the same in all groups: that of the tokens up to the first ones in a bad block. Once it
 // is superseded nothing chained before is reached again, and what is chained from now on follows another identity. Who was
 // computed from it is seen by its own chain, wherever its blocks are; who holds a block that nobody has published, by its
-// table.
+// table. A copy that a step planned begins with what it was copied from, whatever came behind: it is as bad.
 result<std::span<const tainted_sequence>> kv_cache::invalidate(std::span<const block_id> blocks) noexcept {
   if (status sound = check_blocks(blocks); !sound) return sound.error();
-  if (index_ &&
-      index_->num_superseded() + std::min<std::int64_t>(std::ssize(blocks), config_.num_blocks) > config_.num_blocks) {
-    reset();
-  }
+  const std::int64_t most_now = std::min<std::int64_t>(std::ssize(blocks), config_.num_blocks) + config_.max_sequences;
+  if (index_ && index_->num_superseded() + most_now > most_superseded(config_)) reset();
   const std::uint64_t earlier = index_ ? index_->num_supersede_calls() : 0;
   const std::uint32_t is_bad = take_marks(1);
-  for (const block_id block : blocks) {
+  const auto declare_bad = [&](block_id block) {
     seen_[to_int(block)] = is_bad;
-    if (!index_ || !index_->has_content(block)) continue;
+    if (!index_ || !index_->has_content(block)) return;
     index_->supersede(index_->head(block));
     withdraw(block);
-  }
-  const std::uint64_t this_call = ++num_calls_;
-  const auto num_rows = static_cast<std::int32_t>(sequences_.size());
-  for (std::int32_t row = 0; row < num_rows; ++row) {
-    sequence_state& sequence = sequences_[row];
-    std::int32_t first_token = no_taint;
-    for (const group& in : groups_) {
-      const std::span<const block_id> entries = in.table.row(row).first(in.rows[row].num_blocks);
-      const auto bad =
-          std::find_if(entries.begin(), entries.end(), [&](block_id block) { return seen_[to_int(block)] == is_bad; });
-      if (bad == entries.end()) continue;
-      first_token = std::min(first_token, static_cast<std::int32_t>(bad - entries.begin()) * in.config.block_size);
+  };
+  for (const block_id block : blocks) {
+    if (seen_[to_int(block)] == is_bad) continue;
+    declare_bad(block);
+    if (!pool_.is_marked(block)) continue;
+    for (block_id other = relatives_.next(block); other != block; other = relatives_.next(other)) {
+      if (pool_.is_marked(other)) declare_bad(other);
     }
-    if (first_token == no_taint) continue;
-    sequence.last_named = this_call;
-    sequence.tainted_from = std::min(sequence.tainted_from, first_token);
-    // In a group with smaller blocks it may have published a part of what lies in the bad one.
-    if (const std::int32_t link = first_token / key_span_; link < sequence.num_links) index_->supersede(chain_of(row)[link]);
+  }
+  // Whom that reaches, and whom what these have behind it, until it reaches no one more.
+  std::fill(first_bad_tokens_.begin(), first_bad_tokens_.end(), no_taint);
+  for (bool is_spreading = true; is_spreading;) {
+    is_spreading = false;
+    for (std::size_t row = 0; row < sequences_.size(); ++row) {
+      const std::int32_t first = first_bad_token(static_cast<std::int32_t>(row), is_bad, earlier);
+      if (first >= first_bad_tokens_[row]) continue;
+      first_bad_tokens_[row] = first;
+      is_spreading = true;
+      for (const group& in : groups_) {
+        const auto entries = in.table.row(static_cast<std::int32_t>(row)).first(in.rows[row].num_blocks);
+        for (std::size_t k = in.table.blocks_for(first); k < entries.size(); ++k) {
+          if (pool_.is_usable(entries[k])) seen_[to_int(entries[k])] = is_bad;
+        }
+      }
+      // In a group with smaller blocks it may have published a part of what lies in the bad one.
+      const std::int32_t link = first / key_span_;
+      if (link < sequences_[row].num_links) index_->supersede(chain_of(static_cast<std::int32_t>(row))[link]);
+    }
   }
   tainted_.clear();
-  for (std::int32_t row = 0; row < num_rows; ++row) {
+  for (std::size_t row = 0; row < sequences_.size(); ++row) {
+    if (first_bad_tokens_[row] == no_taint) continue;
     sequence_state& sequence = sequences_[row];
-    const block_identity* const links = sequence.num_links > 0 ? chain_of(row) : nullptr;
-    const block_identity* const end = links + sequence.num_links;
-    const block_identity* const bad =
-        std::find_if(links, end, [&](const block_identity& link) { return index_->is_superseded(link, earlier); });
-    if (bad == end && sequence.last_named != this_call) continue;
-    if (bad != end) {
-      sequence.tainted_from = std::min(sequence.tainted_from, static_cast<std::int32_t>(bad - links) * key_span_);
-    }
-    withdraw_from(row, sequence.tainted_from);
+    sequence.tainted_from = std::min(sequence.tainted_from, first_bad_tokens_[row]);
+    withdraw_from(static_cast<std::int32_t>(row), sequence.tainted_from);
     tainted_.push_back({{static_cast<std::uint32_t>(row), sequence.generation}, sequence.tainted_from});
   }
   return std::span<const tainted_sequence>(tainted_);
+}
+
+/// The first token of a sequence in a block that is marked in seen_, or whose identity was superseded since `earlier` calls.
+std::int32_t kv_cache::first_bad_token(std::int32_t row, std::uint32_t is_bad, std::uint64_t earlier) const noexcept {
+  std::int32_t first = no_taint;
+  for (const group& in : groups_) {
+    const std::span<const block_id> entries = in.table.row(row).first(in.rows[row].num_blocks);
+    const auto bad =
+        std::find_if(entries.begin(), entries.end(), [&](block_id block) { return seen_[to_int(block)] == is_bad; });
+    if (bad == entries.end()) continue;
+    first = std::min(first, static_cast<std::int32_t>(bad - entries.begin()) * in.config.block_size);
+  }
+  for (std::int32_t link = 0; link < std::min(sequences_[row].num_links, first / key_span_); ++link) {
+    if (index_->is_superseded(chains_[std::int64_t{row} * links_per_row_ + link], earlier)) return link * key_span_;
+  }
+  return first;
 }
 
 /// Makes the blocks of a sequence that hold tokens from `first_token` on impossible to find.

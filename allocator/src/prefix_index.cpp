@@ -38,7 +38,7 @@ prefix_index::prefix_index(const prefix_index_config& config)
       keeps_heads_(config.keeps_heads),
       records_(config.num_blocks * stride_, does_not_fit, page_wish::huge),
       table_(static_cast<std::int64_t>(mask_) + 1, does_not_fit, page_wish::huge),
-      rings_(config.keeps_copies ? config.num_blocks : 1, does_not_fit),
+      copies_(config.keeps_copies ? config.num_blocks : 1, does_not_fit),
       heads_(config.keeps_heads ? config.num_blocks : 1, does_not_fit),
       successors_mask_(static_cast<std::int64_t>(std::bit_ceil(2 * static_cast<std::uint64_t>(config.max_superseded) + 1)) - 1),
       successors_(successors_mask_ + 1, does_not_fit),
@@ -53,6 +53,12 @@ block_identity prefix_index::root(std::uint64_t name_space) const noexcept {
 }
 
 block_identity prefix_index::chain(block_identity parent, std::span<const std::int32_t> tokens, std::uint64_t key) noexcept {
+  const block_identity chained = chain_as_first(parent, tokens, key);
+  return num_superseded_ == 0 ? chained : latest(chained);
+}
+
+block_identity prefix_index::chain_as_first(block_identity parent, std::span<const std::int32_t> tokens,
+                                            std::uint64_t key) noexcept {
   // By value and in halves: the processor hands a store on at once only to a load of the same width, and each link waits for
   // the one before.
   std::memcpy(message_.data(), &parent.low, sizeof parent.low);
@@ -64,8 +70,7 @@ block_identity prefix_index::chain(block_identity parent, std::span<const std::i
     std::memcpy(message_.data() + size, &key, sizeof key);
     size += sizeof key;
   }
-  const block_identity chained = hash_of(message_.data(), size, secret_);
-  return num_superseded_ == 0 ? chained : latest(chained);
+  return hash_of(message_.data(), size, secret_);
 }
 
 // ---- identities out of use
@@ -73,37 +78,45 @@ block_identity prefix_index::chain(block_identity parent, std::span<const std::i
 /// Where an identity's successor stands, or will.
 std::int64_t prefix_index::place_of(const block_identity& superseded) const noexcept {
   auto at = static_cast<std::int64_t>(superseded.low) & successors_mask_;
-  while (successors_[at].named_by != 0 && successors_[at].of != superseded) at = (at + 1) & successors_mask_;
+  while (is_taken(successors_[at]) && successors_[at].of != superseded) at = (at + 1) & successors_mask_;
   return at;
 }
 
 void prefix_index::supersede(const block_identity& identity) noexcept {
   successor& named = successors_[place_of(identity)];
   ++num_supersede_calls_;
-  if (named.named_by == 0) {
-    const std::uint64_t message[] = {identity.low, identity.high, num_supersede_calls_, 0};
+  if (!is_taken(named)) {
+    // One byte longer than it needs to be: no chain hashes an odd number of bytes, whatever its tokens are.
+    std::byte message[3 * sizeof(std::uint64_t) + 1] = {};
+    std::memcpy(message, &identity, sizeof identity);
+    std::memcpy(message + sizeof identity, &num_supersede_calls_, sizeof num_supersede_calls_);
     named.of = identity;
-    named.is = hash_of(message, sizeof message, secret_);
+    named.next = named.last = hash_of(message, sizeof message, secret_);
     ++num_superseded_;
   }
   named.named_by = num_supersede_calls_;
 }
 
+std::optional<block_identity> prefix_index::successor_of(const block_identity& identity) const noexcept {
+  const successor& named = successors_[place_of(identity)];
+  return is_taken(named) ? std::optional(named.next) : std::nullopt;
+}
+
 bool prefix_index::is_superseded(const block_identity& identity, std::uint64_t mark) const noexcept {
-  return successors_[place_of(identity)].named_by > mark;
+  const successor& named = successors_[place_of(identity)];
+  return is_taken(named) && named.named_by > mark;
 }
 
 /// The last of an identity's successors; the way there is short the next time.
 block_identity prefix_index::latest(const block_identity& identity) noexcept {
   block_identity last = identity;
-  for (std::int64_t at = place_of(last); successors_[at].named_by != 0; at = place_of(last)) last = successors_[at].is;
-  if (last != identity) successors_[place_of(identity)].is = last;
+  for (std::int64_t at = place_of(last); is_taken(successors_[at]); at = place_of(last)) last = successors_[at].last;
+  if (last != identity) successors_[place_of(identity)].last = last;
   return last;
 }
 
 void prefix_index::forget_superseded() noexcept {
-  if (num_superseded_ == 0) return;
-  std::fill_n(successors_.data(), successors_mask_ + 1, successor{});
+  num_forgotten_calls_ = num_supersede_calls_;
   num_superseded_ = 0;
 }
 
@@ -176,14 +189,10 @@ void prefix_index::insert(block_id block, const content& holds, block_id origina
   if (keeps_heads_) heads_[to_int(block)] = *holds.head;
   if (original == not_found) {
     link(block);
-    if (keeps_copies_) rings_[to_int(block)] = {to_int(block), to_int(block)};
-    return;
+  } else {
+    copies_.join(block, original);
+    ++num_copies_;
   }
-  const std::int32_t youngest = rings_[to_int(original)].previous;
-  rings_[to_int(block)] = {youngest, to_int(original)};
-  rings_[youngest].next = to_int(block);
-  rings_[to_int(original)].previous = to_int(block);
-  ++num_copies_;
 }
 
 block_id prefix_index::original_of(block_id copy) const noexcept {
@@ -192,19 +201,16 @@ block_id prefix_index::original_of(block_id copy) const noexcept {
 
 /// Before an indexed block or a copy becomes something else: its oldest copy takes an indexed block's place in the table.
 void prefix_index::leave(block_id block) noexcept {
-  if (!keeps_copies_ || rings_[to_int(block)].next == to_int(block)) [[likely]] {
+  if (!keeps_copies_ || copies_.is_alone(block)) [[likely]] {
     unlink(block);
     return;
   }
-  const bool was_indexed = is_indexed(block);
-  const std::int32_t heir = rings_[to_int(block)].next;
-  const std::int32_t before = rings_[to_int(block)].previous;
-  rings_[before].next = heir;
-  rings_[heir].previous = before;
+  const block_id heir = copies_.next(block);
+  copies_.leave(block);
   --num_copies_;
-  if (was_indexed) {
-    table_[slot_of(block)].block_plus_one = heir + 1;
-    record_of(block_id{heir}).state = state_of::indexed;
+  if (is_indexed(block)) {
+    table_[slot_of(block)].block_plus_one = to_int(heir) + 1;
+    record_of(heir).state = state_of::indexed;
   }
 }
 
@@ -237,7 +243,7 @@ void prefix_index::withdraw(block_id block) noexcept {
 
 std::int64_t prefix_index::bytes_per_block() const noexcept {
   return stride_ + (static_cast<std::int64_t>(mask_) + 1) * static_cast<std::int64_t>(sizeof(entry)) / num_blocks_ +
-         (keeps_copies_ ? static_cast<std::int64_t>(sizeof(ring)) : 0) +
+         (keeps_copies_ ? static_cast<std::int64_t>(sizeof(std::int64_t)) : 0) +
          (keeps_heads_ ? static_cast<std::int64_t>(sizeof(block_identity)) : 0);
 }
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -48,9 +49,9 @@ class reference_cache {
     std::int64_t withdrawn_blocks = 0;
     std::int64_t silenced_sequences = 0;
     std::int64_t shortened_publications = 0;
+    std::int64_t said_anew = 0;
     std::int64_t superseded = 0;
     std::int64_t superseded_again = 0;
-    std::int64_t resets_by_invalidation = 0;
     std::int64_t tainted_sequences = 0;
     std::int64_t tainted_by_history = 0;
     std::int64_t publications_withheld = 0;
@@ -165,7 +166,7 @@ class reference_cache {
           ++sharers_gone[tail];
           ++needed;
         } else {
-          needed += is_read_in_flight(grown, g);
+          needed += is_read_in_flight(grown, g, sharers_gone[tail] > 0);
         }
       }
     }
@@ -279,10 +280,10 @@ class reference_cache {
         shortened.rewrites_tail[g] = true;
       }
     }
+    const std::size_t links = static_cast<std::size_t>(num_tokens / key_span_);
+    if (num_tokens < shortened.length) shortened.keys.resize(std::min(shortened.keys.size(), links));
     shortened.length = num_tokens;
     shortened.computed = computed;
-    const std::size_t links = static_cast<std::size_t>(num_tokens / key_span_);
-    shortened.keys.resize(std::min(shortened.keys.size(), links));
     shortened.history.resize(std::min(shortened.history.size(), 1 + links * link_size()));
     if (shortened.tainted_from && num_tokens <= *shortened.tainted_from) {
       shortened.tainted_from.reset();
@@ -333,52 +334,58 @@ class reference_cache {
         return error{.code = errc::invalid_block, .index = static_cast<std::int64_t>(i)};
       }
     }
-    if (std::ssize(superseded_) + std::min(std::ssize(ids), std::ssize(blocks_)) > std::ssize(blocks_)) {
-      reset({});
-      ++events_.resets_by_invalidation;
+    // What a step copied from another, or another from it, is as bad.
+    std::vector<int> declared;
+    for (const block_id id : ids) {
+      if (std::find(declared.begin(), declared.end(), to_int(id)) != declared.end()) continue;
+      declared.push_back(to_int(id));
+      for (const int relative : blocks_[to_int(id)].relatives ? *blocks_[to_int(id)].relatives : std::vector<int>{}) {
+        const bool is_still = blocks_[relative].relatives == blocks_[to_int(id)].relatives;
+        if (is_still && std::find(declared.begin(), declared.end(), relative) == declared.end()) declared.push_back(relative);
+      }
     }
+    std::set<int> all_bad(declared.begin(), declared.end());
     // Histories that end with the first tokens of something wrong.
     std::set<content> wrong;
-    for (const block_id id : ids) {
-      const block& bad = blocks_[to_int(id)];
+    for (const int id : declared) {
+      const block& bad = blocks_[id];
       if (bad.is == knowledge::unknown) continue;
       const std::ptrdiff_t first = std::ssize(bad.holds) - 1 - std::ptrdiff_t{bad.num_links} * link_size();
       wrong.insert(content(bad.holds.begin() + 1, bad.holds.begin() + 1 + first + link_size()));
     }
-    std::map<std::uint64_t, int> holders;
-    for (auto& [name, live] : sequences_) {
-      for (int g = 0; g < num_groups(); ++g) {
-        for (std::size_t k = 0; k < live.tables[g].size(); ++k) {
-          if (std::find(ids.begin(), ids.end(), block_id{live.tables[g][k]}) == ids.end()) continue;
-          const int first_token = static_cast<int>(k) * config_.groups[g].block_size;
-          const auto [holder, is_new] = holders.try_emplace(name, first_token);
-          if (!is_new) holder->second = std::min(holder->second, first_token);
+    std::map<std::uint64_t, int> first_bad;  // tokens of sequences
+    for (bool is_spreading = true; is_spreading;) {
+      is_spreading = false;
+      for (auto& [name, live] : sequences_) {
+        const int first = first_bad_token(live, all_bad, wrong);
+        if (first == live.length || (first_bad.contains(name) && first_bad.at(name) <= first)) continue;
+        is_spreading = true;
+        first_bad[name] = first;
+        for (int g = 0; g < num_groups(); ++g) {
+          for (int k = entries_for(g, first); k < std::ssize(live.tables[g]); ++k) {
+            if (live.tables[g][k] != null_entry) all_bad.insert(live.tables[g][k]);
+          }
         }
+        const std::ptrdiff_t end = 1 + std::ptrdiff_t{first / key_span_ + 1} * link_size();
+        if (end <= std::ssize(live.history)) wrong.insert(content(live.history.begin(), live.history.begin() + end));
       }
-    }
-    for (const auto& [name, first_token] : holders) {
-      const content& history = sequences_.at(name).history;
-      const std::ptrdiff_t end = 1 + std::ptrdiff_t{first_token / key_span_ + 1} * link_size();
-      if (end <= std::ssize(history)) wrong.insert(content(history.begin(), history.begin() + end));
     }
     for (const content& history : wrong) supersede(history);
     std::map<int, tainted_sequence> tainted;
-    for (auto& [name, live] : sequences_) {
-      const bool is_holder = holders.contains(name);
-      int from = is_holder ? holders.at(name) : live.length;
-      for (int links = static_cast<int>(live.history.size() / link_size()); links > 0; --links) {
-        const auto end = live.history.begin() + 1 + std::ptrdiff_t{links} * link_size();
-        if (wrong.contains(content(live.history.begin(), end))) from = std::min(from, (links - 1) * key_span_);
-      }
-      if (from == live.length) continue;
+    for (const auto& [name, first] : first_bad) {
+      sequence& live = sequences_.at(name);
+      const bool is_holder = std::any_of(live.tables.begin(), live.tables.end(), [&](const std::vector<int>& table) {
+        return std::any_of(table.begin(), table.end(),
+                           [&](int id) { return declared.end() != std::ranges::find(declared, id); });
+      });
       events_.tainted_by_history += !is_holder;
-      live.tainted_from = std::min(live.tainted_from.value_or(from), from);
+      live.tainted_from = std::min(live.tainted_from.value_or(first), first);
       const sequence_handle handle{static_cast<std::uint32_t>(name >> 32), static_cast<std::uint32_t>(name)};
       tainted[static_cast<int>(handle.index)] = {handle, *live.tainted_from};
       ++events_.tainted_sequences;
     }
     // In the order in which blocks become free.
-    for (const block_id id : ids) withdraw(to_int(id));
+    for (const int id : declared) withdraw(id);
     for (const auto& [row, named] : tainted) {
       const sequence& live = at(named.sequence);
       for (int g = 0; g < num_groups(); ++g) {
@@ -611,7 +618,8 @@ class reference_cache {
     eviction_priority priority = eviction_priority::low;
     knowledge is = knowledge::unknown;
     content holds = {};
-    int num_links = 0;  // of its own, at the end of `holds`
+    int num_links = 0;                                 // of its own, at the end of `holds`
+    std::shared_ptr<std::vector<int>> relatives = {};  // that began as one another's copies, it among them
   };
   struct sequence {
     int length = 0;
@@ -695,6 +703,21 @@ class reference_cache {
     return history;
   }
 
+  /// The first token of a sequence in a bad block or behind a wrong history; its length where there is none.
+  int first_bad_token(const sequence& of, const std::set<int>& bad, const std::set<content>& wrong) const {
+    int first = of.length;
+    for (int g = 0; g < num_groups(); ++g) {
+      for (int k = 0; k < std::ssize(of.tables[g]); ++k) {
+        if (bad.contains(of.tables[g][k])) first = std::min(first, k * config_.groups[g].block_size);
+      }
+    }
+    for (int links = 1; links * link_size() < std::ssize(of.history); ++links) {
+      const auto end = of.history.begin() + 1 + std::ptrdiff_t{links} * link_size();
+      if (wrong.contains(content(of.history.begin(), end))) first = std::min(first, (links - 1) * key_span_);
+    }
+    return first;
+  }
+
   /// From now on what is said like that is another edition, and so is all that follows it.
   void supersede(const content& history) {
     if (superseded_.try_emplace(history, last_edition_ + 1).second) {
@@ -705,6 +728,12 @@ class reference_cache {
     }
   }
 
+  bool is_same_but_editions(content a, content b) const {
+    if (a.size() != b.size()) return false;
+    for (std::size_t k = 1 + link_size(); k < a.size(); k += link_size()) a[k] = b[k] = 0;
+    return a == b;
+  }
+
   /// The indexed block with that content.
   std::optional<int> find(const content& wanted) const {
     const auto found = index_.find(wanted);
@@ -712,8 +741,9 @@ class reference_cache {
   }
   bool is_indexed(int id) const { return blocks_[id].is == knowledge::said && index_.at(blocks_[id].holds).front() == id; }
   /// Whether others may still read what stood behind a sequence's length in its last block.
-  bool is_read_in_flight(const sequence& of, std::size_t g) const {
-    return of.rewrites_tail[g] && blocks_[of.tables[g].back()].former_reader > retired_;
+  bool is_read_in_flight(const sequence& of, std::size_t g, bool has_copies_in_this_step = false) const {
+    const bool has_readers = config_.deferred_release && has_copies_in_this_step;
+    return of.rewrites_tail[g] && (has_readers || blocks_[of.tables[g].back()].former_reader > retired_);
   }
 
   hit look_up(const sequence_tokens& said) const {
@@ -902,7 +932,8 @@ class reference_cache {
     if (grown.length % config_.groups[g].block_size == 0) return;  // the next token starts a block
     const int tail = table.back();
     const bool is_shared = blocks_[tail].references > 1;
-    const bool is_read = is_read_in_flight(grown, g);
+    const bool has_copies = std::ranges::any_of(answer.copies, [&](const auto& copy) { return copy.first == tail; });
+    const bool is_read = is_read_in_flight(grown, g, has_copies);
     grown.rewrites_tail[g] = false;
     if (is_shared || is_read) {
       if (is_shared) {
@@ -913,6 +944,9 @@ class reference_cache {
       }
       table.back() = take();
       answer.copies.emplace_back(tail, table.back());
+      if (!blocks_[tail].relatives) blocks_[tail].relatives = std::make_shared<std::vector<int>>(1, tail);
+      blocks_[table.back()].relatives = blocks_[tail].relatives;
+      blocks_[tail].relatives->push_back(table.back());
       changed(handle, g, std::ssize(table) - 1);
       ++events_.copies;
     } else {
@@ -935,11 +969,14 @@ class reference_cache {
         if (holds[at] != said.tokens[position]) return true;
       }
     }
-    for (int k = committed.published[g]; k < full; ++k) {
+    if (!committed.publishes) return false;  // nothing will be taken from what it says
+    const int sound = std::min(full, committed.tainted_from.value_or(full * size) / size);
+    for (int k = committed.published[g]; k < sound; ++k) {
       if (committed.tables[g][k] == null_entry) continue;
       const block& shared = blocks_[committed.tables[g][k]];
       // What it published itself is not looked at again.
-      if (shared.is != knowledge::unknown && shared.holds != content_of(g, committed.history, said, k)) return true;
+      if (shared.is != knowledge::unknown && !is_same_but_editions(shared.holds, content_of(g, committed.history, said, k)))
+        return true;
     }
     return false;
   }
@@ -956,9 +993,14 @@ class reference_cache {
     committed.history = history_of(std::move(committed.history), said, full * size / key_span_);
     for (int& k = committed.published[g]; k < full; ++k) {
       const content holds = content_of(g, committed.history, said, k);
-      if (blocks_[table[k]].is != knowledge::unknown) {                     // a fork has said it
-        if (blocks_[table[k]].holds != holds) committed.publishes = false;  // in this very call, and otherwise
-        continue;
+      if (blocks_[table[k]].is != knowledge::unknown) {  // a fork has said it
+        if (blocks_[table[k]].holds == holds) continue;
+        if (!is_same_but_editions(blocks_[table[k]].holds, holds)) {
+          committed.publishes = false;  // in this very call, and otherwise
+          continue;
+        }
+        forget(table[k]);  // said of an edition that is out of use
+        ++events_.said_anew;
       }
       if (!committed.publishes) continue;
       const std::optional<int> holder = find(holds);

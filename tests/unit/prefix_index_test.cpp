@@ -185,6 +185,21 @@ TEST(PrefixIndex, WhatIsSupersededIsNotChainedAgain) {
   index.forget_superseded();
   EXPECT_EQ(index.num_superseded(), 0);
   EXPECT_EQ(index.chain(root, tokens_a, 0), first);
+  EXPECT_FALSE(index.is_superseded(second, 0));
+  index.supersede(first);
+  EXPECT_NE(index.chain(root, tokens_a, 0), first);
+  EXPECT_EQ(index.num_superseded(), 1);
+}
+
+// Whatever the tokens are, what takes an identity's place is not what follows it.
+TEST(PrefixIndex, ASuccessorIsNoLinkOfTheChain) {
+  prefix_index index({.num_blocks = 16, .block_size = 4, .key_span = 4, .max_superseded = 8, .seed = 7});
+  const block_identity first = index.chain(index.root(0), text{5, 6, 7, 8}, 0);
+  index.supersede(first);
+  const block_identity second = index.chain(index.root(0), text{5, 6, 7, 8}, 0);
+  for (int token = 0; token < 9; ++token) {
+    for (const std::uint64_t key : {0, 1}) EXPECT_NE(index.chain(first, text{token, 0, 0, 0}, key), second);
+  }
 }
 
 TEST(PrefixIndex, AsManyIdentitiesAreSupersededAsItIsBuiltFor) {

@@ -64,6 +64,10 @@ class PAGEDKV_PUBLIC block_pool {
   /// invalid_argument: an epoch that has not begun; nothing changed. O(blocks that were held).
   status retire(epoch_t epoch) noexcept;
 
+  /// A mark that stays until the block is taken again. O(1).
+  void mark(block_id block) noexcept { nodes_[to_int(block)].set_marked(); }
+  [[nodiscard]] bool is_marked(block_id block) const noexcept { return nodes_[to_int(block)].is_marked(); }
+
   /// With deferred release: whether somebody whose epoch is not retired may still read a referenced block, besides those who
   /// reference it: an owner that has let go of it since, or a reader that note_reader() told of. O(1).
   [[nodiscard]] bool is_read_in_flight(block_id block) const noexcept {
@@ -137,6 +141,8 @@ class PAGEDKV_PUBLIC block_pool {
     /// While referenced.
     void add_reference() noexcept { ++word_; }
     void drop_reference() noexcept { --word_; }
+    [[nodiscard]] bool is_marked() const noexcept { return (word_ & marked_bit) != 0; }
+    void set_marked() noexcept { word_ |= marked_bit; }
     void set_former_reader(epoch_t epoch) noexcept {
       previous = static_cast<std::int32_t>(epoch);
       word_ |= former_reader_bit;
@@ -160,11 +166,13 @@ class PAGEDKV_PUBLIC block_pool {
 
    private:
     // From the lowest bit on: 32 of the number of references (while held, of the epoch of the release), 8 each of state and
-    // priority, one each of findable and of whether `previous`, which no list uses then, is the epoch of a former reader.
+    // priority, one each of findable, of whether `previous`, which no list uses then, is the epoch of a former reader, and of
+    // the mark.
     static constexpr int state_shift = 32;
     static constexpr int priority_shift = 40;
     static constexpr std::uint64_t findable_bit = std::uint64_t{1} << 48;
     static constexpr std::uint64_t former_reader_bit = std::uint64_t{1} << 49;
+    static constexpr std::uint64_t marked_bit = std::uint64_t{1} << 50;
     static constexpr std::uint64_t just_owned = 1;  // state_of::referenced and eviction_priority::low are 0
 
     void set(state_of state, std::uint32_t count) noexcept {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <pagedkv/block_pool.hpp>
+#include <pagedkv/block_rings.hpp>
 #include <pagedkv/block_table.hpp>
 #include <pagedkv/copy_blocks.hpp>
 #include <pagedkv/ids.hpp>
@@ -272,8 +273,8 @@ class PAGEDKV_PUBLIC kv_cache {
   /// @return the sequences tainted by these blocks, each once; borrowed until the next call. invalid_block: `index` is null or
   ///         foreign; nothing changed.
   /// Cost: O(blocks + table entries of the live sequences), and one look-up for each key_span() tokens that they published;
-  /// later look-ups and commits one probe of a small table per key_span() tokens; nothing in step(). After num_blocks +
-  /// max_sequences different contents the next call does what reset() does first, once.
+  /// later look-ups and commits one probe of a small table per key_span() tokens; nothing in step(). Some 65,536
+  /// different contents are remembered; then the next call does first what reset() does.
   [[nodiscard]] result<std::span<const tainted_sequence>> invalidate(std::span<const block_id> blocks) noexcept;
 
   /// evict() for every block, or for those of one namespace. Sequences that live keep their blocks, and publish no more: what
@@ -351,6 +352,7 @@ class PAGEDKV_PUBLIC kv_cache {
     bool publishes = false;
     bool has_name_space = false;           // set by add() with tokens, or the first commit
     bool has_keys = false;                 // whether its row of keys_ holds what was said; otherwise that was 0
+    std::int32_t num_former_links = 0;     // before the commit that is under way
     std::int32_t num_links = 0;            // of its row of chains_
     std::int32_t num_prompt_links = 0;     // whose keys add() was told
     std::int32_t tainted_from = no_taint;  // tokens that are sound
@@ -466,11 +468,17 @@ class PAGEDKV_PUBLIC kv_cache {
 
   /// What a step needs. Gives up references of shared tails that it must copy, which undo_planned_copies() puts back.
   [[nodiscard]] result<block_need> plan_step(std::span<const step_entry> entries) noexcept;
+  [[nodiscard]] bool may_be_read(block_id block) const noexcept;
   void undo_planned_copies() noexcept;
   void take(std::span<block_id> blocks) noexcept;
+  void relate(block_id copy, block_id source) noexcept;
   void make_tail_private(group& in, std::int32_t row) noexcept;
   void extend(std::int32_t group_index, std::int32_t row, std::int32_t num_tokens) noexcept;
   [[nodiscard]] bool agrees(const group& in, std::int32_t row, const sequence_tokens& content) noexcept;
+  [[nodiscard]] bool was_chained(const block_identity& identity, std::int32_t row, std::int32_t num_links,
+                                 const sequence_tokens& content) const noexcept;
+  [[nodiscard]] bool was_chained(const block_identity& identity, block_identity from, std::int32_t link, std::int32_t num_links,
+                                 const sequence_tokens& content, int depth) const noexcept;
   void publish(std::int32_t group_index, std::int32_t row, const sequence_tokens& content) noexcept;
   void publish_pending() noexcept;
   void leave_windows(std::int32_t row, std::int32_t computed) noexcept;
@@ -479,6 +487,7 @@ class PAGEDKV_PUBLIC kv_cache {
   void settle_content(block_id block) noexcept;
   [[nodiscard]] status check_blocks(std::span<const block_id> blocks) const noexcept;
   [[nodiscard]] std::uint32_t take_marks(std::uint32_t count) const noexcept;
+  [[nodiscard]] std::int32_t first_bad_token(std::int32_t row, std::uint32_t is_bad, std::uint64_t earlier) const noexcept;
   void withdraw_from(std::int32_t row, std::int32_t first_token) noexcept;
   void withdraw(block_id block) noexcept;
   void withdraw_all(const std::uint64_t* name_space) noexcept;
@@ -492,13 +501,15 @@ class PAGEDKV_PUBLIC kv_cache {
   bool has_windows_ = false;
   block_pool pool_;
   std::int32_t links_per_row_;
-  mutable std::unique_ptr<prefix_index> index_;          // null without prefix_sharing; mutable for the scratch a hash needs
-  mutable std::vector<group> groups_;                    // mutable for the scratch of look_up()
-  std::vector<sequence_state> sequences_;                // [max_sequences]
-  std::vector<std::uint32_t> free_sequences_;            // a stack of rows, never longer than at first
-  lazy_array<block_identity> chains_;                    // [max_sequences, links_per_row_]: of the tokens it published
-  lazy_array<std::uint64_t> keys_;                       // [max_sequences, links_per_row_]: as said
+  mutable std::unique_ptr<prefix_index> index_;  // null without prefix_sharing; mutable for the scratch a hash needs
+  mutable std::vector<group> groups_;            // mutable for the scratch of look_up()
+  std::vector<sequence_state> sequences_;        // [max_sequences]
+  std::vector<std::uint32_t> free_sequences_;    // a stack of rows, never longer than at first
+  block_rings relatives_;                        // [num_blocks]: blocks that begin as one another's copies; of marked ones only
+  lazy_array<block_identity> chains_;            // [max_sequences, links_per_row_]: of the tokens it published
+  lazy_array<std::uint64_t> keys_;               // [max_sequences, links_per_row_]: as said
   mutable std::vector<block_identity> looked_up_links_;  // [links_per_row_]: of content that no sequence has
+  std::vector<std::int32_t> first_bad_tokens_;           // [max_sequences]: scratch of invalidate()
   std::vector<tainted_sequence> tainted_;                // [max_sequences] at most
   std::uint64_t num_calls_ = 0;
   cache_statistics counts_;  // its running counts

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include <pagedkv/block_rings.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/lazy_array.hpp>
 #include <pagedkv/visibility.hpp>
@@ -50,14 +51,20 @@ class PAGEDKV_PUBLIC prefix_index {
   /// none. Cost: one hash.
   [[nodiscard]] block_identity chain(block_identity parent, std::span<const std::int32_t> tokens, std::uint64_t key) noexcept;
 
+  /// The same, as if nothing had been superseded.
+  [[nodiscard]] block_identity chain_as_first(block_identity parent, std::span<const std::int32_t> tokens,
+                                              std::uint64_t key) noexcept;
+
   /// Whatever is chained from now on as `identity`, and so all that follows it, gets another identity: what is recorded below
   /// this one is not reached again. At most max_superseded of them. Cost: O(1).
   void supersede(const block_identity& identity) noexcept;
   /// Whether supersede() named it since there were `mark` calls.
   [[nodiscard]] bool is_superseded(const block_identity& identity, std::uint64_t mark) const noexcept;
+  /// What took an identity's place.
+  [[nodiscard]] std::optional<block_identity> successor_of(const block_identity& identity) const noexcept;
   [[nodiscard]] std::uint64_t num_supersede_calls() const noexcept { return num_supersede_calls_; }
   [[nodiscard]] std::int64_t num_superseded() const noexcept { return num_superseded_; }
-  /// For an index of which nothing recorded is left. Cost: O(max_superseded).
+  /// For an index of which nothing recorded is left. O(1).
   void forget_superseded() noexcept;
 
   /// The indexed block of that group, identity and those very tokens, or -1. O(1).
@@ -135,16 +142,12 @@ class PAGEDKV_PUBLIC prefix_index {
     std::uint32_t tag;
     std::int32_t block_plus_one;  // 0: empty
   };
-  /// Of a block with copies, and of its copies: a circular list, oldest next.
-  struct ring {
-    std::int32_t previous;
-    std::int32_t next;
-  };
   /// An identity that is out of use, and what takes its place.
   struct successor {
     block_identity of;
-    block_identity is;
-    std::uint64_t named_by;  // the call of supersede(), from 1 on; 0: empty
+    block_identity next;
+    block_identity last;     // of those after it, as far as is known
+    std::uint64_t named_by;  // the call of supersede(), from 1 on; up to num_forgotten_calls_: empty
   };
 
   [[nodiscard]] record& record_of(block_id block) noexcept {
@@ -165,6 +168,7 @@ class PAGEDKV_PUBLIC prefix_index {
   void link(block_id block) noexcept;
   void unlink(block_id block) noexcept;
   void leave(block_id block) noexcept;
+  [[nodiscard]] bool is_taken(const successor& place) const noexcept { return place.named_by > num_forgotten_calls_; }
   [[nodiscard]] std::int64_t place_of(const block_identity& superseded) const noexcept;
   [[nodiscard]] block_identity latest(const block_identity& identity) noexcept;
 
@@ -178,10 +182,11 @@ class PAGEDKV_PUBLIC prefix_index {
   std::int32_t num_withdrawn_ = 0;
   std::int64_t num_superseded_ = 0;
   std::uint64_t num_supersede_calls_ = 0;
-  lazy_array<std::byte> records_;     // [num_blocks] records
-  lazy_array<entry> table_;           // [mask_ + 1], at most half full
-  lazy_array<ring> rings_;            // [num_blocks] with copies; its zeros are not links: read only of blocks in a ring
-  lazy_array<block_identity> heads_;  // [num_blocks] with heads
+  std::uint64_t num_forgotten_calls_ = 0;  // those before are as if they had not been
+  lazy_array<std::byte> records_;          // [num_blocks] records
+  lazy_array<entry> table_;                // [mask_ + 1], at most half full
+  block_rings copies_;                     // [num_blocks] with copies: an indexed block and its copies, oldest first
+  lazy_array<block_identity> heads_;       // [num_blocks] with heads
   std::int64_t successors_mask_;
   lazy_array<successor> successors_;  // [successors_mask_ + 1], at most half full
   std::vector<std::byte> secret_;

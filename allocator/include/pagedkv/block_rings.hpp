@@ -1,0 +1,58 @@
+/// @file
+/// Groups of blocks that belong together, each block in at most one.
+#pragma once
+
+#include <cstdint>
+
+#include <pagedkv/ids.hpp>
+#include <pagedkv/lazy_array.hpp>
+
+namespace pagedkv {
+
+/// Circular lists of blocks: at first each is alone in its own. 8 bytes per block, committed where they are used. All calls are
+/// O(1). Knows nothing of what blocks are. One thread at a time.
+class block_rings {
+ public:
+  /// Throws `failure` (out_of_memory) with `what`.
+  block_rings(std::int64_t num_blocks, const char* what) : links_(num_blocks, what) {}
+
+  [[nodiscard]] bool is_alone(block_id block) const noexcept { return links_[to_int(block)].next_plus_one == 0; }
+  /// The one that joined after it, or, behind the last, the first; itself when it is alone.
+  [[nodiscard]] block_id next(block_id block) const noexcept { return or_itself(links_[to_int(block)].next_plus_one, block); }
+
+  /// Adds a block that is alone as the last of the ring that `first` begins.
+  void join(block_id block, block_id first) noexcept {
+    const block_id last = or_itself(links_[to_int(first)].previous_plus_one, first);
+    set(last, block);
+    set(block, first);
+  }
+  /// Leaves a block alone.
+  void leave(block_id block) noexcept {
+    if (is_alone(block)) return;
+    const block_id before = or_itself(links_[to_int(block)].previous_plus_one, block);
+    const block_id behind = next(block);
+    links_[to_int(block)] = {};
+    if (before == behind) {
+      links_[to_int(before)] = {};
+    } else {
+      set(before, behind);
+    }
+  }
+
+ private:
+  struct link {
+    std::int32_t previous_plus_one;  // 0: itself
+    std::int32_t next_plus_one;
+  };
+  [[nodiscard]] static block_id or_itself(std::int32_t block_plus_one, block_id block) noexcept {
+    return block_plus_one == 0 ? block : block_id{block_plus_one - 1};
+  }
+  void set(block_id before, block_id behind) noexcept {
+    links_[to_int(before)].next_plus_one = to_int(behind) + 1;
+    links_[to_int(behind)].previous_plus_one = to_int(before) + 1;
+  }
+
+  lazy_array<link> links_;
+};
+
+}  // namespace pagedkv
