@@ -478,14 +478,15 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
                    .replaced_rows = replaced_rows_};
 }
 
-/// Remembers that a block begins as another does. Who was in a ring and has been taken again since is not marked any more.
-void kv_cache::relate(block_id copy, block_id source) noexcept {
-  for (const block_id block : {source, copy}) {
-    if (pool_.is_marked(block)) continue;
-    relatives_.leave(block);
-    pool_.mark(block);
+/// Remembers that blocks begin with the same tokens, computed once or twice. Who was in a ring and has been taken again since
+/// is not marked any more.
+void kv_cache::relate(block_id block, block_id other) noexcept {
+  for (const block_id related : {block, other}) {
+    if (pool_.is_marked(related)) continue;
+    relatives_.leave(related);
+    pool_.mark(related);
   }
-  relatives_.join(copy, source);
+  relatives_.unite(block, other);
 }
 
 /// Takes blocks that are known to be available.
@@ -733,6 +734,8 @@ void kv_cache::publish_pending() noexcept {
     }
     const block_id same = index_->find(content.group, content.identity, content.tokens);
     if (same != not_found && config_.merge_duplicates) {
+      // Forks keep the duplicate, and what was computed so far was computed from it.
+      if (pool_.references(entry) > 1) relate(entry, same);
       (void)pool_.share(same);
       (void)pool_.release({&entry, 1});
       entry = same;

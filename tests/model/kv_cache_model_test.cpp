@@ -162,7 +162,6 @@ struct coverage {
     visit("sequences that a reset silenced", events.silenced_sequences);
     visit("truncations into published blocks", events.shortened_publications);
     visit("contents declared wrong", events.superseded);
-    visit("blocks published anew because their content was declared wrong", events.said_anew);
     visit("contents declared wrong again", events.superseded_again);
     visit("tainted sequences", events.tainted_sequences);
     visit("sequences tainted by what they no longer hold", events.tainted_by_history);

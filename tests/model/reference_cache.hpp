@@ -49,7 +49,6 @@ class reference_cache {
     std::int64_t withdrawn_blocks = 0;
     std::int64_t silenced_sequences = 0;
     std::int64_t shortened_publications = 0;
-    std::int64_t said_anew = 0;
     std::int64_t superseded = 0;
     std::int64_t superseded_again = 0;
     std::int64_t tainted_sequences = 0;
@@ -944,14 +943,25 @@ class reference_cache {
       }
       table.back() = take();
       answer.copies.emplace_back(tail, table.back());
-      if (!blocks_[tail].relatives) blocks_[tail].relatives = std::make_shared<std::vector<int>>(1, tail);
-      blocks_[table.back()].relatives = blocks_[tail].relatives;
-      blocks_[tail].relatives->push_back(table.back());
+      relate(tail, table.back());
       changed(handle, g, std::ssize(table) - 1);
       ++events_.copies;
     } else {
       events_.writes_to_indexed_blocks += blocks_[tail].is == knowledge::said;
       forget(tail);
+    }
+  }
+
+  void relate(int a, int b) {
+    for (const int id : {a, b}) {
+      if (!blocks_[id].relatives) blocks_[id].relatives = std::make_shared<std::vector<int>>(1, id);
+    }
+    if (blocks_[a].relatives == blocks_[b].relatives) return;
+    const auto joined = blocks_[a].relatives;
+    const auto joining = blocks_[b].relatives;
+    for (const int id : *joining) {
+      joined->push_back(id);
+      if (blocks_[id].relatives == joining) blocks_[id].relatives = joined;
     }
   }
 
@@ -1000,11 +1010,11 @@ class reference_cache {
           continue;
         }
         forget(table[k]);  // said of an edition that is out of use
-        ++events_.said_anew;
       }
       if (!committed.publishes) continue;
       const std::optional<int> holder = find(holds);
       if (holder && config_.merge_duplicates) {
+        if (blocks_[table[k]].references > 1) relate(table[k], *holder);
         const int duplicate = std::exchange(table[k], *holder);
         share(*holder);
         release_blocks({duplicate}, eviction_priority::normal);

@@ -163,6 +163,56 @@ TEST_P(invalidation, ABlockThatNobodyPublishedTaintsWhoHoldsIt) {
   EXPECT_EQ(found(cache, prompt(13)), 12);
 }
 
+TEST_P(invalidation, ACopyMadeByAStepIsAsBadAsWhatItWasCopiedFrom) {
+  for (const bool is_published : {false, true}) {
+    kv_cache cache(config());
+    const sequence_handle a = computed(cache, prompt(is_published ? 8 : 6));
+    const sequence_handle b = cache.fork(a).value();
+    cache.truncate(b, 6).value();
+    (void)cache.step({{b, 1}}).value();
+    ASSERT_NE(block_of(cache, a, 1), block_of(cache, b, 1));
+    EXPECT_EQ(invalidate(cache, {block_of(cache, a, 1)}), (tainted{{a, 4}, {b, 4}}));
+    compute(cache, b, prompt(8));
+    EXPECT_EQ(found(cache, prompt(9)), 4);
+    for (const sequence_handle sequence : {a, b}) finish(cache, sequence);
+    // Blocks that come round again are no copies of anything.
+    const sequence_handle c = computed(cache, prompt(16, 50));
+    const sequence_handle d = computed(cache, prompt(16, 90));
+    for (int k = 3; k >= 0; --k) EXPECT_EQ(invalidate(cache, {block_of(cache, c, k)}), (tainted{{c, 4 * k}}));
+    EXPECT_EQ(found(cache, prompt(17, 90)), 16);
+    finish(cache, d);
+  }
+}
+
+TEST_P(invalidation, ADuplicateThatWasMergedAwayTaintsWhoComputedFromIt) {
+  kv_cache cache(config());
+  const sequence_handle other = computed(cache, prompt(4));
+  const sequence_handle a = grown(cache, 8);
+  const sequence_handle b = cache.fork(a).value();
+  const block_id duplicate = block_of(cache, b, 0);
+  compute(cache, b, prompt(8));
+  ASSERT_EQ(block_of(cache, b, 0), block_of(cache, other, 0));
+  EXPECT_EQ(invalidate(cache, {duplicate}), (tainted{{other, 0}, {a, 0}, {b, 0}})) << "b's second block was computed from it";
+  EXPECT_EQ(found(cache, prompt(9)), 0);
+}
+
+// Whoever shares what a fork published, before it says so itself, publishes it again once that content is declared wrong
+// elsewhere.
+TEST_P(invalidation, WhatAForkPublishedOfContentThatIsOutOfUseIsPublishedAnew) {
+  kv_cache cache(config());
+  const sequence_handle a = grown(cache, 8);
+  const sequence_handle b = cache.fork(a).value();
+  compute(cache, b, prompt(8));
+  finish(cache, b);
+  cache.evict(std::vector{block_of(cache, a, 0)}).value();
+  const sequence_handle other = computed(cache, prompt(4));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, other, 0)}), (tainted{{other, 0}}));
+  EXPECT_EQ(found(cache, prompt(9)), 0);
+  compute(cache, a, prompt(8));
+  EXPECT_EQ(found(cache, prompt(9)), 8);
+  EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(9)}).value().sequence), table_of(cache, a));
+}
+
 TEST_P(invalidation, EveryGroupForgetsWhatFollows) {
   for (int group = 0; group < 2; ++group) {
     kv_cache cache(config({{.block_size = 4}, {.block_size = 8}, {.block_size = 4, .window = 5}}));

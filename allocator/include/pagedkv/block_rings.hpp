@@ -9,8 +9,8 @@
 
 namespace pagedkv {
 
-/// Circular lists of blocks: at first each is alone in its own. 8 bytes per block, committed where they are used. All calls are
-/// O(1). Knows nothing of what blocks are. One thread at a time.
+/// Circular lists of blocks: at first each is alone in its own. 8 bytes per block, committed where they are used. Calls are
+/// O(1) unless they say otherwise. Knows nothing of what blocks are. One thread at a time.
 class block_rings {
  public:
   /// Throws `failure` (out_of_memory) with `what`.
@@ -25,6 +25,18 @@ class block_rings {
     const block_id last = or_itself(links_[to_int(first)].previous_plus_one, first);
     set(last, block);
     set(block, first);
+  }
+  /// Makes one ring of those of two blocks. O(1) where one of them is alone, otherwise O(blocks of the first one's ring).
+  void unite(block_id block, block_id other) noexcept {
+    if (block == other) return;
+    if (!is_alone(other)) {
+      for (block_id at = next(block); at != block; at = next(at)) {
+        if (at == other) return;
+      }
+    }
+    const block_id behind = next(block);
+    set(block, next(other));
+    set(other, behind);
   }
   /// Leaves a block alone.
   void leave(block_id block) noexcept {

@@ -471,7 +471,7 @@ class PAGEDKV_PUBLIC kv_cache {
   [[nodiscard]] bool may_be_read(block_id block) const noexcept;
   void undo_planned_copies() noexcept;
   void take(std::span<block_id> blocks) noexcept;
-  void relate(block_id copy, block_id source) noexcept;
+  void relate(block_id block, block_id other) noexcept;
   void make_tail_private(group& in, std::int32_t row) noexcept;
   void extend(std::int32_t group_index, std::int32_t row, std::int32_t num_tokens) noexcept;
   [[nodiscard]] bool agrees(const group& in, std::int32_t row, const sequence_tokens& content) noexcept;
