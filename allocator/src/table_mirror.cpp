@@ -246,7 +246,7 @@ result<table_mirror> table_mirror::reserve_cuda(const table_mirror_config& confi
 
 /// What the host can see of a delta that the kernels would have to leave out.
 status table_mirror::check(const table_delta& delta) const noexcept {
-  for (std::int32_t b = 0; b < delta.num_rows; ++b) {
+  for (std::int32_t b = 0, begun = 0; b < delta.num_rows; ++b) {
     const auto [row, length, query_start] = delta.rows[b];
     if (row < 0 || row >= view_.max_sequences) {
       return invalid("a sequence's row is past the tables: make them for more sequences", row, view_.max_sequences - 1, b);
@@ -254,6 +254,14 @@ status table_mirror::check(const table_delta& delta) const noexcept {
     if (length < 0 || length > view_.max_length) {
       return invalid("a sequence is longer than a row of the tables: make them for more tokens", length, view_.max_length, b);
     }
+    if (query_start < begun || query_start > (b == 0 ? 0 : delta.num_tokens)) {
+      return invalid("query starts must ascend from 0 to the step's tokens: take the plan's", query_start,
+                     query_start < begun ? begun
+                     : b == 0            ? 0
+                                         : delta.num_tokens,
+                     b);
+    }
+    begun = query_start;
   }
   for (std::size_t g = 0; g < groups_.size() && groups_[g].page_starts != nullptr; ++g) {
     const std::int32_t size = groups_[g].kernel_block_size;

@@ -210,6 +210,32 @@ TEST_P(table_mirror_test, WhatDoesNotFitIsRefusedAndNothingWritten) {
   refused({}, 65, 64, {.num_tokens = 65});  // more tokens
 }
 
+TEST_P(table_mirror_test, ABatchWhoseRowsCannotBeIsRefusedAndNothingWritten) {
+  mirrored_cache with(where(), small_cache());
+  with.step({{with.cache.add().value(), 3}, {with.cache.add().value(), 4}});
+  const auto refused = [&](const std::vector<batch_row>& rows, std::int64_t index, std::int64_t value, std::int64_t limit) {
+    const auto num_rows = static_cast<std::int32_t>(rows.size());
+    const table_delta delta{
+        .rows = rows.data(), .num_rows = num_rows, .num_tokens = 4, .padded_rows = num_rows, .padded_tokens = 4};
+    const status answer = with.mirror.apply({}, delta, {}, nullptr);
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    EXPECT_EQ(answer.error().index, index) << answer.error().message();
+    EXPECT_EQ(answer.error().value, value);
+    EXPECT_EQ(answer.error().limit, limit);
+    EXPECT_EQ(read(where(), with.mirror.view().lengths, 2), (ints{3, 4}));
+    EXPECT_EQ(read(where(), with.mirror.view().query_starts, 3), (ints{0, 3, 7}));
+  };
+  refused({{0, 3, 0}, {4, 1, 1}}, 1, 4, 3);
+  refused({{-1, 3, 0}, {1, 1, 1}}, 0, -1, 3);
+  refused({{0, 17, 0}}, 0, 17, 16);
+  refused({{0, 3, 0}, {1, -1, 1}}, 1, -1, 16);
+  refused({{0, 3, 1}}, 0, 1, 0);
+  refused({{0, 3, -1}}, 0, -1, 0);
+  refused({{0, 3, 0}, {1, 3, 5}}, 1, 5, 4);
+  refused({{0, 3, 0}, {1, 3, 2}, {2, 3, 1}}, 2, 1, 2);
+}
+
 TEST_P(table_mirror_test, MorePagesThanTheCsrFormHoldsAreRefused) {
   table_mirror_config config = mirror_of(small_cache(), 64);
   config.max_csr_entries = 3;

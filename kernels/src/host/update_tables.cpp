@@ -87,22 +87,25 @@ class host_update {
 
   void write_rows() const noexcept {
     std::copy_n(to_.lengths, delta_.padded_rows, to_.former_lengths);
+    std::int32_t begun = 0;  // the largest query start so far that can be
     for (std::int32_t b = 0; b < delta_.padded_rows; ++b) {
       to_.rows[b] = -1;
       to_.lengths[b] = delta_.padding_length;
       to_.query_starts[b] = delta_.num_tokens;
       if (b >= delta_.num_rows) continue;
       const auto [row, length, query_start] = delta_.rows[b];
+      const bool begins = is_believed(b) && query_start >= begun;
+      if (begins) begun = query_start;
+      to_.query_starts[b] = begun;
       if (row < 0 || row >= to_.max_sequences) {
         refuse(fault::row_past_tables, b, row);
       } else if (length < 0 || length > to_.max_length) {
         refuse(fault::row_past_tables, b, length);
-      } else if (query_start < 0 || query_start > delta_.num_tokens) {
+      } else if (!begins) {
         refuse(fault::row_past_tables, b, query_start);
       } else {
         to_.rows[b] = row;
         to_.lengths[b] = length;
-        to_.query_starts[b] = query_start;
       }
     }
     to_.query_starts[delta_.padded_rows] = delta_.num_tokens;
@@ -158,6 +161,18 @@ class host_update {
   static std::int32_t blocks_of(std::int32_t length, std::int32_t size) noexcept { return (length + size - 1) / size; }
   void refuse(fault kind, std::int64_t index, std::int64_t value) const noexcept {
     if (report_ != nullptr) host::count(*report_, kind, index, value);
+  }
+  /// Whether a batch row may begin at its query start, seen beside its neighbours'. Of two that are the wrong way round either
+  /// may be the wrong one, so neither is believed.
+  [[nodiscard]] bool is_believed(std::int32_t b) const noexcept {
+    const auto can_be = [this](std::int32_t row) {
+      const std::int32_t start = delta_.rows[row].query_start;
+      return start >= 0 && start <= (row == 0 ? 0 : delta_.num_tokens);
+    };
+    const std::int32_t start = delta_.rows[b].query_start;
+    if (!can_be(b)) return false;
+    if (b > 0 && can_be(b - 1) && delta_.rows[b - 1].query_start > start) return false;
+    return b + 1 == delta_.num_rows || !can_be(b + 1) || delta_.rows[b + 1].query_start >= start;
   }
   block_id checked(block_id block, std::int32_t index) const noexcept {
     if (to_int(block) >= 0 && to_int(block) < to_.num_blocks) return block;
