@@ -87,7 +87,7 @@ description describe(const table_mirror_config& config, memory_kind memory, std:
          .table_width = width,
          .block_size = size,
          .kernel_block_size = kernel_size,
-         .batch_tables = config.has_batch_tables ? from.take<std::int32_t>(config.max_batch_rows * columns) : nullptr});
+         .batch_tables = config.has_batch_tables ? from.take<block_id>(config.max_batch_rows * columns) : nullptr});
     first_entry += set.max_sequences * width;
   }
   made.unused_bytes = from.num_bytes();
@@ -99,7 +99,7 @@ description describe(const table_mirror_config& config, memory_kind memory, std:
     group.slots = from.take<slot_t>(config.max_batch_tokens);
     if (config.max_csr_entries == 0) continue;
     group.page_starts = from.take<std::int32_t>(std::int64_t{config.max_batch_rows} + 1);
-    group.pages = from.take<std::int32_t>(config.max_csr_entries);
+    group.pages = from.take<block_id>(config.max_csr_entries);
     group.last_page_lengths = from.take<std::int32_t>(config.max_batch_rows);
     group.max_pages = config.max_csr_entries;
   }

@@ -20,10 +20,11 @@ void check_pool(std::int64_t num_blocks, std::int32_t block_size, bool has_null_
   }
 }
 
-void check_plane(const plane_ref& plane) {
+void check_plane(const plane_ref& plane, const layer_ref& of) {
   if (plane.base == nullptr) refuse("a plane has a null address");
   if (plane.num_heads < 1) refuse("a plane needs at least one head", plane.num_heads);
   if (plane.row_bytes < 1) refuse("a plane's rows need at least one byte", plane.row_bytes);
+  if (status valid = check_strides(plane, of.num_blocks, of.block_size); !valid) throw failure(valid.error());
 }
 
 /// Appends the bytes that `num_tokens` tokens have in block 0 of one plane, as intervals; dense dimensions become part of the
@@ -172,8 +173,8 @@ cache_view::cache_view(std::vector<layer_ref> layers) : layers_(std::move(layers
         layer.has_null_block != first.has_null_block || layer.memory != first.memory) {
       refuse("layers must agree in num_blocks, block_size, null block and memory", &layer - &first);
     }
-    check_plane(layer.key);
-    check_plane(layer.value);
+    check_plane(layer.key, layer);
+    check_plane(layer.value, layer);
     if (status valid = check_scales(layer); !valid) throw failure(valid.error());
   }
   runs_ = whole_blocks(layers_);

@@ -2,13 +2,23 @@
 /// Checks and small arithmetic that append and gather share, host and CUDA alike.
 #pragma once
 
+#include <cstdint>
+
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/kernel_context.hpp>
 #include <pagedkv/quantization.hpp>
 
 #include "refusal.hpp"
+#include "row_strides.hpp"
 
 namespace pagedkv {
+
+/// Bytes outside the cache of a plane's row.
+inline std::int64_t outside_row_bytes(const plane_ref& plane, const quantization& how) noexcept {
+  const std::int64_t num_elements =
+      how.stored == dtype::i4 ? 2 * std::int64_t{plane.row_bytes} - (plane.spare_nibble ? 1 : 0) : plane.row_bytes;
+  return num_elements * bytes_of(how.outside, 1);
+}
 
 /// A layer_ref can be written by hand, so what the kernels rely on is looked at in every call.
 inline status check_layer(const layer_ref& layer) noexcept {
@@ -24,6 +34,7 @@ inline status check_layer(const layer_ref& layer) noexcept {
       return invalid("a plane's token needs at least one head and byte, and less than 2^30 bytes", token_bytes,
                      max_token_bytes);
     }
+    if (status valid = check_strides(*plane, layer.num_blocks, layer.block_size); !valid) return valid;
   }
   return {};
 }
@@ -43,6 +54,7 @@ inline status check_scales(const layer_ref& layer) noexcept {
     if (scales[i]->row_bytes != 4 && scales[i]->row_bytes != 8) {
       return invalid("a scale's row_bytes must be 4, or 8 for i4's {step, min}", scales[i]->row_bytes);
     }
+    if (status valid = check_strides(*scales[i], layer.num_blocks, layer.block_size); !valid) return valid;
   }
   return {};
 }

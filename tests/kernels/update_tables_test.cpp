@@ -118,9 +118,9 @@ class tested_tables {
                         .block_size = in.block_size,
                         .kernel_block_size = in.kernel_block_size,
                         .slots = slots->as<slot_t>(),
-                        .batch_tables = in.has_tables ? tables->as<std::int32_t>() : nullptr,
+                        .batch_tables = in.has_tables ? tables->as<block_id>() : nullptr,
                         .page_starts = in.max_pages > 0 ? page_starts->as<std::int32_t>() : nullptr,
-                        .pages = in.max_pages > 0 ? pages->as<std::int32_t>() : nullptr,
+                        .pages = in.max_pages > 0 ? pages->as<block_id>() : nullptr,
                         .last_page_lengths = in.max_pages > 0 ? last_page_lengths->as<std::int32_t>() : nullptr,
                         .max_pages = in.max_pages});
     }

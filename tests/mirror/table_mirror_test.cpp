@@ -1,3 +1,6 @@
+#include <pagedkv/append.hpp>
+#include <pagedkv/gather.hpp>
+
 #include "../seed.hpp"
 #include "random_run.hpp"
 
@@ -40,7 +43,7 @@ struct mirrored_cache {
   }
   [[nodiscard]] ints row(std::int32_t index) const {
     const std::int32_t width = mirror.view().groups[0].table_width;
-    return read(where, reinterpret_cast<const std::int32_t*>(mirror.view().entries) + index * width, width);
+    return read_ids(where, mirror.view().entries + index * width, width);
   }
 
   const backend& where;
@@ -87,6 +90,46 @@ TEST_P(table_mirror_test, StaleColumnsOfALargerBatchAreGone) {
   with.step({{a, 1}}, {.num_rows = 4, .num_tokens = 9, .length = 1});
   with.step({{b, 1}}, {.num_rows = 2});
   with.step({}, {.num_rows = 2, .length = 0});
+}
+
+TEST_P(table_mirror_test, WhatWasAppendedToItsSlotsIsGatheredThroughItsTables) {
+  // As an engine does it: everything but the rows comes from the mirror, as it is.
+  kv_cache_config config = small_cache();
+  table_mirror_config mirrored = mirror_of(config, 64);
+  mirrored.tables.groups[0].kernel_block_size = 2;
+  mirrored_cache with(where(), config, mirrored);
+  with.step({{with.cache.add().value(), 5}, {with.cache.add().value(), 3}});
+  const mirrored_tables& mirror = with.mirror.view();
+  const mirrored_group& group = mirror.groups[0];
+  const kv_layout layout({.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_size = 4});
+  const buffer pool(where(), std::vector<std::byte>(static_cast<std::size_t>(layout.pool_bytes(config.num_blocks))));
+  std::byte* const base = pool.as();
+  const cache_view cache(layout, config.num_blocks, true, where().memory(), std::span(&base, 1));
+  const std::vector<std::byte> tokens = random_source(1).bytes(8 * 32);
+  const buffer rows(where(), tokens);
+  append({}, cache.layer(0), {rows.as(), 32}, {rows.as(16), 32}, group.slots, 8, {}, nullptr).value();
+
+  const buffer starts(where(), ints{0, 0});
+  const std::int32_t columns = group.table_width * (group.block_size / group.kernel_block_size);
+  // The same memory in kernel blocks, two to a block, whose null blocks are block 0 and 1.
+  layer_ref in_kernel_blocks = cache.layer(0);
+  in_kernel_blocks.num_blocks *= 2;
+  in_kernel_blocks.block_size = group.kernel_block_size;
+  for (plane_ref* plane : {&in_kernel_blocks.key, &in_kernel_blocks.value}) plane->block_stride /= 2;
+  const auto expect_gathered = [&](const layer_ref& layer, const block_id* tables, std::int32_t width) {
+    const buffer out(where(), std::vector<std::byte>(tokens.size()));
+    const gather_batch batch{.tables = tables,
+                             .table_width = width,
+                             .starts = starts.as<std::int32_t>(),
+                             .lengths = mirror.lengths,
+                             .out_indptr = mirror.query_starts,
+                             .num_sequences = 2,
+                             .num_rows = 8};
+    gather({}, layer, batch, {out.as(), 32}, {out.as(16), 32}, {}, nullptr).value();
+    EXPECT_EQ(out.content(), tokens);
+  };
+  expect_gathered(cache.layer(0), mirror.entries, group.table_width);
+  expect_gathered(in_kernel_blocks, group.batch_tables, columns);
 }
 
 TEST_P(table_mirror_test, WhatADecodeStepUploadsDoesNotGrowWithContext) {

@@ -81,12 +81,12 @@ struct mirrored_group {
   std::int32_t kernel_block_size = 0;  ///< Tokens per block of the attention kernel; divides block_size.
   slot_t* slots = nullptr;             ///< [max_tokens]: where each token goes; padding_slot for padding.
   /// [max_rows, table_width * block_size / kernel_block_size]: each batch row's table, unused entries behind it. Optional.
-  std::int32_t* batch_tables = nullptr;
+  block_id* batch_tables = nullptr;
   /// The CSR form (FlashInfer's), optional: page_starts [max_rows + 1], pages [max_pages], last_page_lengths [max_rows]. Row
   /// b's pages are [page_starts[b], page_starts[b + 1]) of `pages`, the last one holds last_page_lengths[b] tokens (0: no
   /// page). Pages behind the last row's are not written.
   std::int32_t* page_starts = nullptr;
-  std::int32_t* pages = nullptr;
+  block_id* pages = nullptr;
   std::int32_t* last_page_lengths = nullptr;
   std::int32_t max_pages = 0;
 };

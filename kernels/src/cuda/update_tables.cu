@@ -258,8 +258,7 @@ __device__ __forceinline__ void write_columns(const batch_parameters& p, const g
   }
   const std::int32_t row = p.rows[b];
   const block_id* const entries = p.entries + group.first_entry + std::int64_t{row < 0 ? 0 : row} * group.table_width;
-  std::int32_t* const columns =
-      group.batch_tables == nullptr ? nullptr : group.batch_tables + std::int64_t{b} * in.num_columns();
+  block_id* const columns = group.batch_tables == nullptr ? nullptr : group.batch_tables + std::int64_t{b} * in.num_columns();
   std::int32_t held[columns_per_lane];
 #pragma unroll
   for (std::uint32_t i = 0; i < columns_per_lane; ++i) {
@@ -274,11 +273,11 @@ __device__ __forceinline__ void write_columns(const batch_parameters& p, const g
 #pragma unroll
   for (std::uint32_t i = 0; i < columns_per_lane; ++i) {
     const std::uint32_t c = first_column + i * warp_threads + lane;
-    if (c < num_columns) columns[c] = held[i];
+    if (c < num_columns) columns[c] = block_id{held[i]};
     if (c >= num_pages) continue;
     const std::uint32_t page = first_page + c;
     if (page < static_cast<std::uint32_t>(group.max_pages)) {
-      group.pages[page] = held[i];
+      group.pages[page] = block_id{held[i]};
     } else {
       count(p.report, fault::page_past_csr, b, page);
     }

@@ -135,7 +135,7 @@ class host_update {
       const auto column = [&](std::int32_t c) {
         const std::int32_t entry = to_int(
             to_.rows[b] < 0 ? to_.unused : to_.entries[group.first_entry + to_.rows[b] * group.table_width + c / per_entry]);
-        return entry < first_block ? entry : entry * per_entry + c % per_entry;
+        return block_id{entry < first_block ? entry : entry * per_entry + c % per_entry};
       };
       if (group.batch_tables != nullptr) {
         const std::int32_t blocks = blocks_of(std::max(length, to_.former_lengths[b]), group.block_size);
