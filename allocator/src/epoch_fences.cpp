@@ -33,7 +33,8 @@ epoch_fences::~epoch_fences() = default;
 
 result<epoch_fences> epoch_fences::create(int device, std::int32_t most_in_flight) {
   if (most_in_flight < 1) {
-    return error{.code = errc::invalid_argument, .what = "at least 1 epoch is in flight", .value = most_in_flight, .limit = 1};
+    return error{
+        .code = errc::invalid_argument, .what = "most_in_flight must be at least 1", .value = most_in_flight, .limit = 1};
   }
   cuda_device_scope scope;
   if (status entered = scope.enter(device); !entered) return entered.error();
@@ -47,15 +48,16 @@ result<epoch_fences> epoch_fences::create(int device, std::int32_t most_in_fligh
 }
 
 status epoch_fences::mark(epoch_t epoch, cuda_stream stream) noexcept {
-  if (ring_->has_marked && epoch <= ring_->last_marked) {
+  // Epochs wrap, so which one is later is said by their difference.
+  if (ring_->has_marked && static_cast<std::int32_t>(epoch - ring_->last_marked) <= 0) {
     return error{.code = errc::invalid_argument,
                  .what = "epochs are marked in ascending order: mark each once",
                  .value = static_cast<std::int64_t>(epoch),
-                 .limit = static_cast<std::int64_t>(ring_->last_marked) + 1};
+                 .limit = static_cast<std::int64_t>(ring_->last_marked + 1)};
   }
   if (ring_->num_in_flight == ring_->fences.size()) {
     return error{.code = errc::busy,
-                 .what = "as many epochs as there are fences are in flight: wait_for_oldest(), then mark it",
+                 .what = "most_in_flight epochs are marked: wait_for_oldest(), then mark this one",
                  .limit = static_cast<std::int64_t>(ring_->fences.size())};
   }
   ring::fence& next = ring_->at(ring_->num_in_flight);

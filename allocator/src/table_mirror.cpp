@@ -21,9 +21,8 @@ error invalid(const char* what, std::int64_t value, std::int64_t limit, std::int
 
 status check_config(const table_mirror_config& config) noexcept {
   if (status sound = config.tables.check(); !sound) return sound;
-  if (config.num_blocks < 1 || config.num_blocks > int32_max) {
-    return invalid("num_blocks must be at least 1 and fit int32", config.num_blocks, int32_max);
-  }
+  if (config.num_blocks < 1) return invalid("num_blocks must be at least 1", config.num_blocks, 1);
+  if (config.num_blocks > int32_max) return invalid("num_blocks must fit int32", config.num_blocks, int32_max);
   if (config.unused != no_block && (config.unused != null_block || !config.has_null_block)) {
     return invalid("unused entries hold no_block, or the null block where the pool has one", to_int(config.unused),
                    error::none);
@@ -31,7 +30,7 @@ status check_config(const table_mirror_config& config) noexcept {
   if (config.max_batch_rows < 1) return invalid("max_batch_rows must be at least 1", config.max_batch_rows, 1);
   if (config.max_batch_tokens < 1) return invalid("max_batch_tokens must be at least 1", config.max_batch_tokens, 1);
   if (config.max_csr_entries < 0) return invalid("max_csr_entries must not be negative", config.max_csr_entries, 0);
-  if (config.num_staging_buffers < 1) return invalid("there is at least 1 staging buffer", config.num_staging_buffers, 1);
+  if (config.num_staging_buffers < 1) return invalid("num_staging_buffers must be at least 1", config.num_staging_buffers, 1);
   return {};
 }
 
@@ -160,9 +159,10 @@ struct table_mirror::staging {
       const result<bool> is_read = with.read.is_reached();
       if (!is_read) return is_read.error();
       if (!*is_read) {
-        return error{.code = errc::busy,
-                     .what = "all staging buffers are on their way to the device: wait_for_staging(), then repeat the call",
-                     .limit = static_cast<std::int64_t>(ring.size())};
+        return error{
+            .code = errc::busy,
+            .what = "no staging buffer is left, all are on their way to the device: wait_for_staging(), then repeat the call",
+            .limit = static_cast<std::int64_t>(ring.size())};
       }
       with.is_on_its_way = false;
     }

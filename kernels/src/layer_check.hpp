@@ -22,16 +22,20 @@ inline std::int64_t outside_row_bytes(const plane_ref& plane, const quantization
 
 /// A layer_ref can be written by hand, so what the kernels rely on is looked at in every call.
 inline status check_layer(const layer_ref& layer) noexcept {
-  if (layer.num_blocks < 1 || layer.block_size < 1) return invalid("a layer needs blocks, and tokens in them");
+  if (layer.num_blocks < 1) return invalid("the layer's num_blocks must be at least 1", layer.num_blocks, 1);
+  if (layer.block_size < 1) return invalid("the layer's block_size must be at least 1", layer.block_size, 1);
   const std::int64_t num_slots = std::int64_t{layer.num_blocks} * layer.block_size;
-  if (num_slots > INT32_MAX) return invalid("num_blocks * block_size must not exceed 2^31 - 1", num_slots, INT32_MAX);
+  if (num_slots > INT32_MAX)
+    return invalid("num_blocks * block_size must not exceed 2^31 - 1: use fewer blocks", num_slots, INT32_MAX);
   // One token's bytes in a plane must be countable in 30 bits, so that both planes' together fit the kernels' 31.
   constexpr std::int64_t max_token_bytes = 1 << 30;
   for (const plane_ref* plane : {&layer.key, &layer.value}) {
     if (plane->base == nullptr) return invalid("the layer has a null address");
     const std::int64_t token_bytes = std::int64_t{plane->num_heads} * plane->row_bytes;
-    if (plane->num_heads < 1 || plane->row_bytes < 1 || token_bytes >= max_token_bytes) {
-      return invalid("a plane's token needs at least one head and byte, and less than 2^30 bytes", token_bytes,
+    if (plane->num_heads < 1) return invalid("a plane's num_heads must be at least 1", plane->num_heads, 1);
+    if (plane->row_bytes < 1) return invalid("a plane's row_bytes must be at least 1", plane->row_bytes, 1);
+    if (token_bytes >= max_token_bytes) {
+      return invalid("a token's rows in a plane, num_heads * row_bytes, must be less than 2^30 bytes", token_bytes,
                      max_token_bytes);
     }
     if (status valid = check_strides(*plane, layer.num_blocks, layer.block_size); !valid) return valid;

@@ -571,48 +571,77 @@ TEST_P(update_tables_test, MisuseIsRefusedAndNothingWritten) {
                          .num_tokens = 1,
                          .padded_rows = 2,
                          .padded_tokens = 2};
-  const auto refused = [&](const mirrored_tables& to, const table_delta& delta) {
+  const auto refused = [&](const mirrored_tables& to, const table_delta& delta, const char* what) {
     const status answer = update_tables({}, to, delta, {}, nullptr);
-    ASSERT_FALSE(answer);
+    ASSERT_FALSE(answer) << what;
     EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    EXPECT_NE(answer.error().message().find(what), std::string::npos) << answer.error().message();
   };
-  for (const auto spoil : {+[](table_delta& d) { d.rows = nullptr; }, +[](table_delta& d) { d.changes = nullptr; },
-                           +[](table_delta& d) { d.runs = nullptr; }, +[](table_delta& d) { d.blocks = nullptr; },
-                           +[](table_delta& d) { d.num_rows = -1; }, +[](table_delta& d) { d.num_changes = -1; },
-                           +[](table_delta& d) { d.num_runs = -1; }, +[](table_delta& d) { d.num_blocks = -1; },
-                           +[](table_delta& d) { d.num_tokens = -1; }, +[](table_delta& d) { d.padded_rows = 0; },
-                           +[](table_delta& d) { d.padded_rows = 6; }, +[](table_delta& d) { d.padded_tokens = 0; },
-                           +[](table_delta& d) { d.padded_tokens = 21; }, +[](table_delta& d) { d.padding_length = 2; },
-                           +[](table_delta& d) { d.padding_length = -1; }}) {
+  struct spoilt_delta {
+    void (*spoil)(table_delta&);
+    const char* what;
+  };
+  for (const auto& [spoil, what] : std::initializer_list<spoilt_delta>{
+           {[](table_delta& d) { d.rows = nullptr; }, "rows are null"},
+           {[](table_delta& d) { d.changes = nullptr; }, "changes are null"},
+           {[](table_delta& d) { d.runs = nullptr; }, "runs are null"},
+           {[](table_delta& d) { d.blocks = nullptr; }, "blocks are null"},
+           {[](table_delta& d) { d.num_rows = -1; }, "num_rows must not be negative (got -1"},
+           {[](table_delta& d) { d.num_changes = -1; }, "num_changes must not be negative (got -1"},
+           {[](table_delta& d) { d.num_runs = -1; }, "num_runs must not be negative (got -1"},
+           {[](table_delta& d) { d.num_blocks = -1; }, "num_blocks must not be negative (got -1"},
+           {[](table_delta& d) { d.num_tokens = -1; }, "num_tokens must not be negative (got -1"},
+           {[](table_delta& d) { d.padded_rows = 0; }, "padded_rows must be at least num_rows (got 0, limit 1)"},
+           {[](table_delta& d) { d.padded_rows = 6; }, "max_rows: make them for larger batches (got 6, limit 5)"},
+           {[](table_delta& d) { d.padded_tokens = 0; }, "padded_tokens must be at least num_tokens (got 0, limit 1)"},
+           {[](table_delta& d) { d.num_tokens = 3; }, "padded_tokens must be at least num_tokens (got 2, limit 3)"},
+           {[](table_delta& d) { d.padded_tokens = 21; }, "max_tokens: make them for larger batches (got 21, limit 20)"},
+           {[](table_delta& d) { d.padding_length = 2; }, "padding_length must be 0 or 1 (got 2"},
+           {[](table_delta& d) { d.padding_length = -1; }, "padding_length must be 0 or 1 (got -1"}}) {
     table_delta spoilt = good;
     spoil(spoilt);
-    refused(tables.view(), spoilt);
+    refused(tables.view(), spoilt, what);
   }
-  for (const auto spoil :
-       {+[](mirrored_tables& t) { t.entries = nullptr; }, +[](mirrored_tables& t) { t.rows = nullptr; },
-        +[](mirrored_tables& t) { t.lengths = nullptr; }, +[](mirrored_tables& t) { t.former_lengths = nullptr; },
-        +[](mirrored_tables& t) { t.query_starts = nullptr; }, +[](mirrored_tables& t) { t.max_length = 25; },
-        +[](mirrored_tables& t) { t.has_null_block = false; }}) {
+  struct spoilt_tables {
+    void (*spoil)(mirrored_tables&);
+    const char* what;
+  };
+  for (const auto& [spoil, what] : std::initializer_list<spoilt_tables>{
+           {[](mirrored_tables& t) { t.entries = nullptr; }, "part of the tables is null"},
+           {[](mirrored_tables& t) { t.rows = nullptr; }, "part of the tables is null"},
+           {[](mirrored_tables& t) { t.lengths = nullptr; }, "part of the tables is null"},
+           {[](mirrored_tables& t) { t.former_lengths = nullptr; }, "part of the tables is null"},
+           {[](mirrored_tables& t) { t.query_starts = nullptr; }, "part of the tables is null"},
+           {[](mirrored_tables& t) { t.max_length = 25; }, "max_length must fit table_width"},
+           {[](mirrored_tables& t) { t.unused = block_id{1}; }, "unused entries hold no_block"},
+           {[](mirrored_tables& t) { t.has_null_block = false; }, "the null block where there is one"}}) {
     mirrored_tables spoilt = tables.view();
     spoil(spoilt);
-    refused(spoilt, good);
+    refused(spoilt, good, what);
   }
-  for (const auto spoil :
-       {+[](mirrored_group& g) { g.kernel_block_size = 3; }, +[](mirrored_group& g) { g.kernel_block_size = 0; },
-        +[](mirrored_group& g) { g.block_size = 0; }, +[](mirrored_group& g) { g.slots = nullptr; },
-        +[](mirrored_group& g) { g.pages = nullptr; }, +[](mirrored_group& g) { g.page_starts = nullptr; },
-        +[](mirrored_group& g) { g.last_page_lengths = nullptr; }}) {
+  struct spoilt_group {
+    void (*spoil)(mirrored_group&);
+    const char* what;
+  };
+  for (const auto& [spoil, what] : std::initializer_list<spoilt_group>{
+           {[](mirrored_group& g) { g.kernel_block_size = 3; }, "kernel_block_size must divide"},
+           {[](mirrored_group& g) { g.kernel_block_size = 0; }, "kernel_block_size must divide its block_size (entry 0: got 0"},
+           {[](mirrored_group& g) { g.block_size = 0; }, "block_size must be at least 1 (entry 0: got 0"},
+           {[](mirrored_group& g) { g.slots = nullptr; }, "a group has slots"},
+           {[](mirrored_group& g) { g.pages = nullptr; }, "all parts of the CSR form"},
+           {[](mirrored_group& g) { g.page_starts = nullptr; }, "all parts of the CSR form"},
+           {[](mirrored_group& g) { g.last_page_lengths = nullptr; }, "all parts of the CSR form"}}) {
     mirrored_tables spoilt = tables.view();
     std::array groups{spoilt.groups[0]};
     spoil(groups[0]);
     spoilt.groups = groups;
-    refused(spoilt, good);
+    refused(spoilt, good, what);
   }
   mirrored_tables without_null = tables.view();
   without_null.unused = no_block;
   table_delta padded_with_null = good;
   padded_with_null.padding_length = 1;
-  refused(without_null, padded_with_null);
+  refused(without_null, padded_with_null, "reads the null block");
   tables.check();
 }
 

@@ -204,6 +204,77 @@ TEST_P(table_mirror_test, MoreChangesThanTheWholeTablesTakeBecomeTheWholeTables)
   EXPECT_EQ(with.builder.build(with.cache, {}, plan).value().num_changes, 3);
 }
 
+TEST_P(table_mirror_test, ARefusedDeltaLeavesNothingBehind) {
+  // Neither which rows are others now, nor which entries were named, nor the rows before the refused one.
+  mirrored_cache with(where(), small_cache());
+  std::vector<step_entry> all;
+  for (int i = 0; i < 3; ++i) all.push_back({with.cache.add().value(), 16});
+  with.step(all);
+  step_plan plan = with.cache.step({}).value();
+  const std::vector<std::int32_t> replaced{0, 1};
+  const auto change = [&](std::int32_t row, std::int32_t column) {
+    return table_change{0, row, column, with.cache.table_row(row)[static_cast<std::size_t>(column)]};
+  };
+  const std::vector<table_change> fine{change(0, 1), change(1, 3), change(2, 0), change(2, 2)};
+  const auto with_one_more = [&](const table_change& bad) {
+    std::vector<table_change> changes = fine;
+    changes.push_back(bad);
+    return changes;
+  };
+  const std::vector<table_change> past_rows = with_one_more({0, 4, 0, block_id{1}});
+  const std::vector<table_change> past_width = with_one_more({0, 3, 4, block_id{1}});
+  for (const auto* changes : {&past_rows, &past_width}) {
+    plan.replaced_rows = replaced;
+    plan.table_changes = *changes;
+    const result<table_delta> refused = with.builder.build(with.cache, {}, plan);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, errc::invalid_argument);
+
+    plan.replaced_rows = {};
+    plan.table_changes = fine;
+    const table_delta delta = with.builder.build(with.cache, {}, plan).value();
+    ASSERT_EQ(delta.num_changes, 4);
+    EXPECT_EQ(delta.num_runs, 0);
+    with.mirror.apply({}, delta, {}, nullptr).value();
+    expect_equal(where(), with.mirror.view(), with.cache, {}, plan, delta);
+  }
+}
+
+TEST_P(table_mirror_test, TokensAndRowsArePaddedEachForItself) {
+  // More tokens than rows, so that neither count can stand for the other.
+  table_mirror_config config = mirror_of(small_cache(), 20);
+  mirrored_cache with(where(), small_cache(), config);
+  const std::vector<step_entry> entries{{with.cache.add().value(), 7}, {with.cache.add().value(), 4}};
+  const step_plan plan = with.cache.step(entries).value();
+  const auto built = [&](const batch_padding& padding) { return with.builder.build(with.cache, entries, plan, padding); };
+  const auto refused = [](const auto& answer, std::int64_t value, std::int64_t limit) {
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    EXPECT_EQ(answer.error().value, value) << answer.error().message();
+    EXPECT_EQ(answer.error().limit, limit) << answer.error().message();
+  };
+  refused(built({.num_rows = 1}), 1, 2);
+  refused(built({.num_tokens = 10}), 10, 11);
+  refused(built({.num_tokens = 2}), 2, 11);
+  refused(built({.num_tokens = -1}), -1, 11);
+  for (const auto& [num_rows, num_tokens] : {std::pair{0, 0}, {2, 11}, {0, 20}, {4, 0}, {4, 12}}) {
+    const table_delta delta = built({.num_rows = num_rows, .num_tokens = num_tokens}).value();
+    EXPECT_EQ(delta.padded_rows, std::max(num_rows, 2));
+    EXPECT_EQ(delta.padded_tokens, std::max(num_tokens, 11));
+    with.mirror.apply({}, delta, {}, nullptr).value();
+    expect_equal(where(), with.mirror.view(), with.cache, entries, plan, delta);
+  }
+  const auto applied = [&](const auto& change) {
+    table_delta delta = built({}).value();
+    change(delta);
+    return with.mirror.apply({}, delta, {}, nullptr);
+  };
+  refused(applied([](table_delta& d) { d.padded_tokens = 10; }), 10, 11);
+  refused(applied([](table_delta& d) { d.padded_tokens = 21; }), 21, 20);
+  refused(applied([](table_delta& d) { d.padded_rows = 1; }), 1, 2);
+  refused(applied([](table_delta& d) { d.padded_rows = 5; }), 5, 4);
+}
+
 TEST_P(table_mirror_test, OneDeltaServesSeveralMirrors) {
   const kv_cache_config config = small_cache();
   mirrored_cache with(where(), config);
