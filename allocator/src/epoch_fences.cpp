@@ -19,10 +19,12 @@ struct epoch_fences::ring {
   bool has_marked = false;
 
   [[nodiscard]] fence& at(std::size_t age) noexcept { return fences[(oldest + age) % fences.size()]; }
-  void retire_oldest(kv_cache& cache) noexcept {
-    (void)cache.retire(at(0).epoch);
+  /// Its fence is free again in any case.
+  status retire_oldest(kv_cache& cache) noexcept {
+    const epoch_t epoch = at(0).epoch;
     oldest = (oldest + 1) % fences.size();
     --num_in_flight;
+    return cache.retire(epoch);
   }
 };
 
@@ -33,7 +35,8 @@ epoch_fences::~epoch_fences() = default;
 
 result<epoch_fences> epoch_fences::create(int device, std::int32_t most_in_flight) {
   if (most_in_flight < 1) {
-    return error{.code = errc::invalid_argument, .what = "at least 1 epoch is in flight", .value = most_in_flight, .limit = 1};
+    return error{
+        .code = errc::invalid_argument, .what = "most_in_flight must be at least 1", .value = most_in_flight, .limit = 1};
   }
   cuda_device_scope scope;
   if (status entered = scope.enter(device); !entered) return entered.error();
@@ -47,15 +50,16 @@ result<epoch_fences> epoch_fences::create(int device, std::int32_t most_in_fligh
 }
 
 status epoch_fences::mark(epoch_t epoch, cuda_stream stream) noexcept {
-  if (ring_->has_marked && epoch <= ring_->last_marked) {
+  // Epochs wrap, so which one is later is said by their difference.
+  if (ring_->has_marked && static_cast<std::int32_t>(epoch - ring_->last_marked) <= 0) {
     return error{.code = errc::invalid_argument,
                  .what = "epochs are marked in ascending order: mark each once",
                  .value = static_cast<std::int64_t>(epoch),
-                 .limit = static_cast<std::int64_t>(ring_->last_marked) + 1};
+                 .limit = static_cast<std::int64_t>(ring_->last_marked + 1)};
   }
   if (ring_->num_in_flight == ring_->fences.size()) {
     return error{.code = errc::busy,
-                 .what = "as many epochs as there are fences are in flight: wait_for_oldest(), then mark it",
+                 .what = "most_in_flight epochs are marked: wait_for_oldest(), then mark this one",
                  .limit = static_cast<std::int64_t>(ring_->fences.size())};
   }
   ring::fence& next = ring_->at(ring_->num_in_flight);
@@ -71,7 +75,7 @@ status epoch_fences::retire_completed(kv_cache& cache) noexcept {
     const result<bool> is_done = ring_->at(0).done.is_reached();
     if (!is_done) return is_done.error();
     if (!*is_done) return {};
-    ring_->retire_oldest(cache);
+    if (status retired = ring_->retire_oldest(cache); !retired) return retired;
   }
   return {};
 }
@@ -79,8 +83,7 @@ status epoch_fences::retire_completed(kv_cache& cache) noexcept {
 status epoch_fences::wait_for_oldest(kv_cache& cache) noexcept {
   if (ring_->num_in_flight == 0) return {};
   if (status waited = ring_->at(0).done.wait(); !waited) return waited;
-  ring_->retire_oldest(cache);
-  return {};
+  return ring_->retire_oldest(cache);
 }
 
 std::int32_t epoch_fences::num_in_flight() const noexcept { return static_cast<std::int32_t>(ring_->num_in_flight); }

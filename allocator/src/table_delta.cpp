@@ -37,7 +37,7 @@ static_assert(pays_as_run(most_single_changes + 1, most_single_changes + 1));
 
 status table_set::check() const noexcept {
   constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
-  if (groups.empty()) return invalid("there is at least 1 group of tables", 0, 1);
+  if (groups.empty()) return invalid("the tables must be of at least 1 group", 0, 1);
   if (max_sequences < 1) return invalid("max_sequences must be at least 1", max_sequences, 1);
   if (max_tokens_per_sequence < 1) return invalid("max_tokens_per_sequence must be at least 1", max_tokens_per_sequence, 1);
   for (const auto& [block_size, kernel_block_size] : groups) {
@@ -96,7 +96,7 @@ table_delta_builder::table_delta_builder(const table_set& tables)
 status table_delta_builder::check(const kv_cache& cache, std::span<const step_entry> entries, const step_plan& plan,
                                   const batch_padding& padding) const noexcept {
   if (cache.config().groups.size() != tables_.groups.size()) {
-    return invalid("the cache has other groups than the tables", cache.num_groups(),
+    return invalid("the cache must have as many groups as the tables", cache.num_groups(),
                    static_cast<std::int64_t>(tables_.groups.size()));
   }
   for (std::size_t g = 0; g < tables_.groups.size(); ++g) {
@@ -107,15 +107,17 @@ status table_delta_builder::check(const kv_cache& cache, std::span<const step_en
   }
   const auto num_rows = static_cast<std::int64_t>(entries.size());
   if (plan.lengths.size() != entries.size() || plan.query_starts.size() != entries.size() + 1) {
-    return invalid("the entries are not those of the plan", num_rows, static_cast<std::int64_t>(plan.lengths.size()));
+    return invalid("there must be as many entries as the plan has: pass the step's", num_rows,
+                   static_cast<std::int64_t>(plan.lengths.size()));
   }
   if (padding.num_rows != 0 && padding.num_rows < num_rows) {
-    return invalid("a batch is padded to no fewer rows than it has", padding.num_rows, num_rows);
+    return invalid("padding.num_rows must be 0, or at least the batch's rows", padding.num_rows, num_rows);
   }
   if (padding.num_tokens != 0 && padding.num_tokens < plan.query_starts.back()) {
-    return invalid("a batch is padded to no fewer tokens than it has", padding.num_tokens, plan.query_starts.back());
+    return invalid("padding.num_tokens must be 0, or at least the batch's tokens", padding.num_tokens,
+                   plan.query_starts.back());
   }
-  if (padding.length != 0 && padding.length != 1) return invalid("a padded row has length 0 or 1", padding.length, 1);
+  if (padding.length != 0 && padding.length != 1) return invalid("padding.length must be 0 or 1", padding.length, 1);
   return {};
 }
 

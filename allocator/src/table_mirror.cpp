@@ -21,9 +21,8 @@ error invalid(const char* what, std::int64_t value, std::int64_t limit, std::int
 
 status check_config(const table_mirror_config& config) noexcept {
   if (status sound = config.tables.check(); !sound) return sound;
-  if (config.num_blocks < 1 || config.num_blocks > int32_max) {
-    return invalid("num_blocks must be at least 1 and fit int32", config.num_blocks, int32_max);
-  }
+  if (config.num_blocks < 1) return invalid("num_blocks must be at least 1", config.num_blocks, 1);
+  if (config.num_blocks > int32_max) return invalid("num_blocks must fit int32", config.num_blocks, int32_max);
   if (config.unused != no_block && (config.unused != null_block || !config.has_null_block)) {
     return invalid("unused entries hold no_block, or the null block where the pool has one", to_int(config.unused),
                    error::none);
@@ -31,7 +30,7 @@ status check_config(const table_mirror_config& config) noexcept {
   if (config.max_batch_rows < 1) return invalid("max_batch_rows must be at least 1", config.max_batch_rows, 1);
   if (config.max_batch_tokens < 1) return invalid("max_batch_tokens must be at least 1", config.max_batch_tokens, 1);
   if (config.max_csr_entries < 0) return invalid("max_csr_entries must not be negative", config.max_csr_entries, 0);
-  if (config.num_staging_buffers < 1) return invalid("there is at least 1 staging buffer", config.num_staging_buffers, 1);
+  if (config.num_staging_buffers < 1) return invalid("num_staging_buffers must be at least 1", config.num_staging_buffers, 1);
   return {};
 }
 
@@ -87,7 +86,7 @@ description describe(const table_mirror_config& config, memory_kind memory, std:
          .table_width = width,
          .block_size = size,
          .kernel_block_size = kernel_size,
-         .batch_tables = config.has_batch_tables ? from.take<std::int32_t>(config.max_batch_rows * columns) : nullptr});
+         .batch_tables = config.has_batch_tables ? from.take<block_id>(config.max_batch_rows * columns) : nullptr});
     first_entry += set.max_sequences * width;
   }
   made.unused_bytes = from.num_bytes();
@@ -99,7 +98,7 @@ description describe(const table_mirror_config& config, memory_kind memory, std:
     group.slots = from.take<slot_t>(config.max_batch_tokens);
     if (config.max_csr_entries == 0) continue;
     group.page_starts = from.take<std::int32_t>(std::int64_t{config.max_batch_rows} + 1);
-    group.pages = from.take<std::int32_t>(config.max_csr_entries);
+    group.pages = from.take<block_id>(config.max_csr_entries);
     group.last_page_lengths = from.take<std::int32_t>(config.max_batch_rows);
     group.max_pages = config.max_csr_entries;
   }
@@ -160,9 +159,10 @@ struct table_mirror::staging {
       const result<bool> is_read = with.read.is_reached();
       if (!is_read) return is_read.error();
       if (!*is_read) {
-        return error{.code = errc::busy,
-                     .what = "all staging buffers are on their way to the device: wait_for_staging(), then repeat the call",
-                     .limit = static_cast<std::int64_t>(ring.size())};
+        return error{
+            .code = errc::busy,
+            .what = "no staging buffer is left, all are on their way to the device: wait_for_staging(), then repeat the call",
+            .limit = static_cast<std::int64_t>(ring.size())};
       }
       with.is_on_its_way = false;
     }
@@ -246,7 +246,7 @@ result<table_mirror> table_mirror::reserve_cuda(const table_mirror_config& confi
 
 /// What the host can see of a delta that the kernels would have to leave out.
 status table_mirror::check(const table_delta& delta) const noexcept {
-  for (std::int32_t b = 0; b < delta.num_rows; ++b) {
+  for (std::int32_t b = 0, begun = 0; b < delta.num_rows; ++b) {
     const auto [row, length, query_start] = delta.rows[b];
     if (row < 0 || row >= view_.max_sequences) {
       return invalid("a sequence's row is past the tables: make them for more sequences", row, view_.max_sequences - 1, b);
@@ -254,6 +254,14 @@ status table_mirror::check(const table_delta& delta) const noexcept {
     if (length < 0 || length > view_.max_length) {
       return invalid("a sequence is longer than a row of the tables: make them for more tokens", length, view_.max_length, b);
     }
+    if (query_start < begun || query_start > (b == 0 ? 0 : delta.num_tokens)) {
+      return invalid("query starts must ascend from 0 to the step's tokens: take the plan's", query_start,
+                     query_start < begun ? begun
+                     : b == 0            ? 0
+                                         : delta.num_tokens,
+                     b);
+    }
+    begun = query_start;
   }
   for (std::size_t g = 0; g < groups_.size() && groups_[g].page_starts != nullptr; ++g) {
     const std::int32_t size = groups_[g].kernel_block_size;

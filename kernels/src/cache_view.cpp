@@ -14,16 +14,18 @@ namespace {
 
 void check_pool(std::int64_t num_blocks, std::int32_t block_size, bool has_null_block) {
   if (block_size < 1) refuse("block_size must be at least 1", block_size);
-  if (num_blocks < (has_null_block ? 2 : 1)) refuse("a pool needs at least one block besides the null block", num_blocks);
+  const std::int64_t least = has_null_block ? 2 : 1;
+  if (num_blocks < least) refuse("num_blocks must be at least 1, or 2 with a null block", num_blocks, least);
   if (num_blocks > INT32_MAX / block_size) {
     refuse("num_blocks * block_size must not exceed 2^31 - 1: use fewer blocks", num_blocks, INT32_MAX / block_size);
   }
 }
 
-void check_plane(const plane_ref& plane) {
+void check_plane(const plane_ref& plane, const layer_ref& of) {
   if (plane.base == nullptr) refuse("a plane has a null address");
-  if (plane.num_heads < 1) refuse("a plane needs at least one head", plane.num_heads);
-  if (plane.row_bytes < 1) refuse("a plane's rows need at least one byte", plane.row_bytes);
+  if (plane.num_heads < 1) refuse("a plane's num_heads must be at least 1", plane.num_heads, 1);
+  if (plane.row_bytes < 1) refuse("a plane's row_bytes must be at least 1", plane.row_bytes, 1);
+  if (status valid = check_strides(plane, of.num_blocks, of.block_size); !valid) throw failure(valid.error());
 }
 
 /// Appends the bytes that `num_tokens` tokens have in block 0 of one plane, as intervals; dense dimensions become part of the
@@ -172,8 +174,8 @@ cache_view::cache_view(std::vector<layer_ref> layers) : layers_(std::move(layers
         layer.has_null_block != first.has_null_block || layer.memory != first.memory) {
       refuse("layers must agree in num_blocks, block_size, null block and memory", &layer - &first);
     }
-    check_plane(layer.key);
-    check_plane(layer.value);
+    check_plane(layer.key, layer);
+    check_plane(layer.value, layer);
     if (status valid = check_scales(layer); !valid) throw failure(valid.error());
   }
   runs_ = whole_blocks(layers_);

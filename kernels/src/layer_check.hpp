@@ -2,28 +2,43 @@
 /// Checks and small arithmetic that append and gather share, host and CUDA alike.
 #pragma once
 
+#include <cstdint>
+
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/kernel_context.hpp>
 #include <pagedkv/quantization.hpp>
 
 #include "refusal.hpp"
+#include "row_strides.hpp"
 
 namespace pagedkv {
 
+/// Bytes outside the cache of a plane's row.
+inline std::int64_t outside_row_bytes(const plane_ref& plane, const quantization& how) noexcept {
+  const std::int64_t num_elements =
+      how.stored == dtype::i4 ? 2 * std::int64_t{plane.row_bytes} - (plane.spare_nibble ? 1 : 0) : plane.row_bytes;
+  return num_elements * bytes_of(how.outside, 1);
+}
+
 /// A layer_ref can be written by hand, so what the kernels rely on is looked at in every call.
 inline status check_layer(const layer_ref& layer) noexcept {
-  if (layer.num_blocks < 1 || layer.block_size < 1) return invalid("a layer needs blocks, and tokens in them");
+  if (layer.num_blocks < 1) return invalid("the layer's num_blocks must be at least 1", layer.num_blocks, 1);
+  if (layer.block_size < 1) return invalid("the layer's block_size must be at least 1", layer.block_size, 1);
   const std::int64_t num_slots = std::int64_t{layer.num_blocks} * layer.block_size;
-  if (num_slots > INT32_MAX) return invalid("num_blocks * block_size must not exceed 2^31 - 1", num_slots, INT32_MAX);
+  if (num_slots > INT32_MAX)
+    return invalid("num_blocks * block_size must not exceed 2^31 - 1: use fewer blocks", num_slots, INT32_MAX);
   // One token's bytes in a plane must be countable in 30 bits, so that both planes' together fit the kernels' 31.
   constexpr std::int64_t max_token_bytes = 1 << 30;
   for (const plane_ref* plane : {&layer.key, &layer.value}) {
     if (plane->base == nullptr) return invalid("the layer has a null address");
     const std::int64_t token_bytes = std::int64_t{plane->num_heads} * plane->row_bytes;
-    if (plane->num_heads < 1 || plane->row_bytes < 1 || token_bytes >= max_token_bytes) {
-      return invalid("a plane's token needs at least one head and byte, and less than 2^30 bytes", token_bytes,
+    if (plane->num_heads < 1) return invalid("a plane's num_heads must be at least 1", plane->num_heads, 1);
+    if (plane->row_bytes < 1) return invalid("a plane's row_bytes must be at least 1", plane->row_bytes, 1);
+    if (token_bytes >= max_token_bytes) {
+      return invalid("a token's rows in a plane, num_heads * row_bytes, must be less than 2^30 bytes", token_bytes,
                      max_token_bytes);
     }
+    if (status valid = check_strides(*plane, layer.num_blocks, layer.block_size); !valid) return valid;
   }
   return {};
 }
@@ -43,6 +58,7 @@ inline status check_scales(const layer_ref& layer) noexcept {
     if (scales[i]->row_bytes != 4 && scales[i]->row_bytes != 8) {
       return invalid("a scale's row_bytes must be 4, or 8 for i4's {step, min}", scales[i]->row_bytes);
     }
+    if (status valid = check_strides(*scales[i], layer.num_blocks, layer.block_size); !valid) return valid;
   }
   return {};
 }

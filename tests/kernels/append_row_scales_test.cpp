@@ -331,7 +331,7 @@ TEST_P(append_row_scales_test, MisuseIsRefusedAndNothingWritten) {
   expect_refused(spoilt([](layer_ref& l) { l.value_scale.num_heads = 2; }), good, "heads");
   expect_refused(spoilt([](layer_ref& l) { l.key_scale.row_bytes = 2; }), good, "must be 4");
   expect_refused(spoilt([](layer_ref& l) { l.key_scale.base += 2; }), good, "align");
-  expect_refused(spoilt([](layer_ref& l) { l.value_scale.token_stride += 1; }), good, "align");
+  expect_refused(spoilt([](layer_ref& l) { l.value_scale.block_stride += 1; }), good, "align");
 
   for (const status& answer : {append({}, layer, source, source, slots.as<slot_t>(), 1, {}, nullptr),
                                gather({}, layer, batch, target, target, {}, nullptr)}) {

@@ -29,6 +29,10 @@ std::vector<T> read(const backend& where, const T* from, std::int64_t count) {
   return copy;
 }
 
+inline ints read_ids(const backend& where, const block_id* from, std::int64_t count) {
+  return read(where, reinterpret_cast<const std::int32_t*>(from), count);
+}
+
 /// Everything that kernels read, entry by entry, padding included, is what the manager says after the step.
 inline void expect_equal(const backend& where, const mirrored_tables& mirror, const kv_cache& cache,
                          const std::vector<step_entry>& entries, const step_plan& plan, const table_delta& delta) {
@@ -61,8 +65,7 @@ inline void expect_equal(const backend& where, const mirrored_tables& mirror, co
       const ints whole = whole_row(row);
       tables.insert(tables.end(), whole.begin(), whole.end());
     }
-    const auto* const first = reinterpret_cast<const std::int32_t*>(mirror.entries + in.first_entry);
-    EXPECT_EQ(read(where, first, std::ssize(tables)), tables);
+    EXPECT_EQ(read_ids(where, mirror.entries + in.first_entry, std::ssize(tables)), tables);
 
     std::vector<slot_t> slots(plan.slots_of(g).begin(), plan.slots_of(g).end());
     slots.resize(static_cast<std::size_t>(delta.padded_tokens), padding_slot);
@@ -85,11 +88,11 @@ inline void expect_equal(const backend& where, const mirrored_tables& mirror, co
     }
     page_starts.push_back(static_cast<std::int32_t>(pages.size()));
     if (in.batch_tables != nullptr) {
-      EXPECT_EQ(read(where, in.batch_tables, std::ssize(batch_tables)), batch_tables);
+      EXPECT_EQ(read_ids(where, in.batch_tables, std::ssize(batch_tables)), batch_tables);
     }
     if (in.page_starts != nullptr) {
       EXPECT_EQ(read(where, in.page_starts, padded_rows + 1), page_starts);
-      EXPECT_EQ(read(where, in.pages, std::ssize(pages)), pages);
+      EXPECT_EQ(read_ids(where, in.pages, std::ssize(pages)), pages);
       EXPECT_EQ(read(where, in.last_page_lengths, padded_rows), last_page_lengths);
     }
   }

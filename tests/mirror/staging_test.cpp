@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include <pagedkv/epoch_fences.hpp>
 #include <pagedkv/kv_cache.hpp>
 #include <pagedkv/table_mirror.hpp>
@@ -191,6 +193,80 @@ TEST_F(epoch_fences_test, MisuseIsRefused) {
     EXPECT_EQ(refused.error().code, errc::invalid_argument);
   }
   EXPECT_EQ(fences.num_in_flight(), 1);
+}
+
+TEST_F(epoch_fences_test, EpochsAscendAcrossTheWrap) {
+  epoch_fences fences = epoch_fences::create(0, 8).value();
+  constexpr epoch_t last = std::numeric_limits<epoch_t>::max();
+  fences.mark(last - 1, stream_).value();
+  fences.mark(last, stream_).value();
+  fences.mark(0, stream_).value();
+  fences.mark(1, stream_).value();
+  const auto refused = [&](epoch_t epoch) {
+    const status answer = fences.mark(epoch, stream_);
+    ASSERT_FALSE(answer) << epoch;
+    EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    EXPECT_EQ(answer.error().value, std::int64_t{epoch});
+    EXPECT_EQ(answer.error().limit, 2);
+  };
+  for (const epoch_t before : {epoch_t{1}, epoch_t{0}, last, last - 1, last / 2 + 3}) refused(before);
+  EXPECT_EQ(fences.num_in_flight(), 4);
+  fences.mark(last / 2 + 1, stream_).value();  // half way round, the farthest that is ahead
+
+  epoch_fences at_the_end = epoch_fences::create(0, 2).value();
+  at_the_end.mark(last, stream_).value();
+  const status again = at_the_end.mark(last, stream_);
+  ASSERT_FALSE(again);
+  EXPECT_EQ(again.error().limit, 0) << "what comes after the last is 0";
+}
+
+TEST_P(staging_test, ARefusedUpdateStillOccupiesItsBuffer) {
+  table_mirror_config config = mirror_of(decoding::config(), 8);
+  config.num_staging_buffers = 1;
+  config.direct_bytes = GetParam() ? 0 : 1 << 20;
+  decoding run(decoding::config(), config);
+  table_delta delta = run.step();
+  table_delta refused = delta;
+  refused.padded_rows = config.max_batch_rows + 1;
+  const status answer = run.mirror.apply({}, refused, {}, stream_);
+  ASSERT_FALSE(answer);
+  EXPECT_EQ(answer.error().code, errc::invalid_argument);
+  // A copy of it may be reading the buffer, so the next delta does not go there yet.
+  const status next = run.mirror.apply({}, delta, {}, stream_);
+  ASSERT_FALSE(next);
+  EXPECT_EQ(next.error().code, errc::busy);
+  run.mirror.wait_for_staging().value();
+  run.mirror.apply({}, delta, {}, stream_).value();
+  EXPECT_EQ(read(run.mirror.view().entries, run.mirror.view().num_entries), run.expected_entries());
+}
+
+TEST_P(staging_test, ADeltaFillsABufferAndNoMore) {
+  const kv_cache_config cache = decoding::config();
+  table_mirror_config config = mirror_of(cache, 8);
+  config.direct_bytes = GetParam() ? 0 : 1 << 20;
+  table_mirror mirror = table_mirror::reserve_cuda(config, 0).value();
+  const std::int64_t most = config.tables.most_delta_bytes();
+  std::vector<block_id> blocks(static_cast<std::size_t>(most), block_id{7});
+  table_delta delta{.blocks = blocks.data(), .num_blocks = static_cast<std::int32_t>(most / 4)};
+  ASSERT_EQ(most % 4, 0);
+  delta.num_blocks -= 4;  // a run is as long
+  const std::int32_t num_entries = mirror.view().num_entries;
+  const std::vector<entry_run> run{{0, num_entries, 0, delta.num_blocks - num_entries}};
+  delta.runs = run.data();
+  delta.num_runs = 1;
+  ASSERT_EQ(delta.num_bytes(), most);
+  mirror.apply({}, delta, {}, stream_).value();
+  EXPECT_EQ(read(mirror.view().entries, static_cast<std::size_t>(num_entries)),
+            std::vector<block_id>(static_cast<std::size_t>(num_entries), block_id{7}));
+  for (const std::int32_t more : {1, 2, 100}) {
+    table_delta larger = delta;
+    larger.num_blocks += more;
+    const status answer = mirror.apply({}, larger, {}, stream_);
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    EXPECT_EQ(answer.error().value, most + 4 * more);
+    EXPECT_EQ(answer.error().limit, most);
+  }
 }
 
 }  // namespace

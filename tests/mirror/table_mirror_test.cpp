@@ -1,3 +1,6 @@
+#include <pagedkv/append.hpp>
+#include <pagedkv/gather.hpp>
+
 #include "../seed.hpp"
 #include "random_run.hpp"
 
@@ -40,7 +43,7 @@ struct mirrored_cache {
   }
   [[nodiscard]] ints row(std::int32_t index) const {
     const std::int32_t width = mirror.view().groups[0].table_width;
-    return read(where, reinterpret_cast<const std::int32_t*>(mirror.view().entries) + index * width, width);
+    return read_ids(where, mirror.view().entries + index * width, width);
   }
 
   const backend& where;
@@ -87,6 +90,46 @@ TEST_P(table_mirror_test, StaleColumnsOfALargerBatchAreGone) {
   with.step({{a, 1}}, {.num_rows = 4, .num_tokens = 9, .length = 1});
   with.step({{b, 1}}, {.num_rows = 2});
   with.step({}, {.num_rows = 2, .length = 0});
+}
+
+TEST_P(table_mirror_test, WhatWasAppendedToItsSlotsIsGatheredThroughItsTables) {
+  // As an engine does it: everything but the rows comes from the mirror, as it is.
+  kv_cache_config config = small_cache();
+  table_mirror_config mirrored = mirror_of(config, 64);
+  mirrored.tables.groups[0].kernel_block_size = 2;
+  mirrored_cache with(where(), config, mirrored);
+  with.step({{with.cache.add().value(), 5}, {with.cache.add().value(), 3}});
+  const mirrored_tables& mirror = with.mirror.view();
+  const mirrored_group& group = mirror.groups[0];
+  const kv_layout layout({.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_size = 4});
+  const buffer pool(where(), std::vector<std::byte>(static_cast<std::size_t>(layout.pool_bytes(config.num_blocks))));
+  std::byte* const base = pool.as();
+  const cache_view cache(layout, config.num_blocks, true, where().memory(), std::span(&base, 1));
+  const std::vector<std::byte> tokens = random_source(1).bytes(8 * 32);
+  const buffer rows(where(), tokens);
+  append({}, cache.layer(0), {rows.as(), 32}, {rows.as(16), 32}, group.slots, 8, {}, nullptr).value();
+
+  const buffer starts(where(), ints{0, 0});
+  const std::int32_t columns = group.table_width * (group.block_size / group.kernel_block_size);
+  // The same memory in kernel blocks, two to a block, whose null blocks are block 0 and 1.
+  layer_ref in_kernel_blocks = cache.layer(0);
+  in_kernel_blocks.num_blocks *= 2;
+  in_kernel_blocks.block_size = group.kernel_block_size;
+  for (plane_ref* plane : {&in_kernel_blocks.key, &in_kernel_blocks.value}) plane->block_stride /= 2;
+  const auto expect_gathered = [&](const layer_ref& layer, const block_id* tables, std::int32_t width) {
+    const buffer out(where(), std::vector<std::byte>(tokens.size()));
+    const gather_batch batch{.tables = tables,
+                             .table_width = width,
+                             .starts = starts.as<std::int32_t>(),
+                             .lengths = mirror.lengths,
+                             .out_indptr = mirror.query_starts,
+                             .num_sequences = 2,
+                             .num_rows = 8};
+    gather({}, layer, batch, {out.as(), 32}, {out.as(16), 32}, {}, nullptr).value();
+    EXPECT_EQ(out.content(), tokens);
+  };
+  expect_gathered(cache.layer(0), mirror.entries, group.table_width);
+  expect_gathered(in_kernel_blocks, group.batch_tables, columns);
 }
 
 TEST_P(table_mirror_test, WhatADecodeStepUploadsDoesNotGrowWithContext) {
@@ -161,6 +204,77 @@ TEST_P(table_mirror_test, MoreChangesThanTheWholeTablesTakeBecomeTheWholeTables)
   EXPECT_EQ(with.builder.build(with.cache, {}, plan).value().num_changes, 3);
 }
 
+TEST_P(table_mirror_test, ARefusedDeltaLeavesNothingBehind) {
+  // Neither which rows are others now, nor which entries were named, nor the rows before the refused one.
+  mirrored_cache with(where(), small_cache());
+  std::vector<step_entry> all;
+  for (int i = 0; i < 3; ++i) all.push_back({with.cache.add().value(), 16});
+  with.step(all);
+  step_plan plan = with.cache.step({}).value();
+  const std::vector<std::int32_t> replaced{0, 1};
+  const auto change = [&](std::int32_t row, std::int32_t column) {
+    return table_change{0, row, column, with.cache.table_row(row)[static_cast<std::size_t>(column)]};
+  };
+  const std::vector<table_change> fine{change(0, 1), change(1, 3), change(2, 0), change(2, 2)};
+  const auto with_one_more = [&](const table_change& bad) {
+    std::vector<table_change> changes = fine;
+    changes.push_back(bad);
+    return changes;
+  };
+  const std::vector<table_change> past_rows = with_one_more({0, 4, 0, block_id{1}});
+  const std::vector<table_change> past_width = with_one_more({0, 3, 4, block_id{1}});
+  for (const auto* changes : {&past_rows, &past_width}) {
+    plan.replaced_rows = replaced;
+    plan.table_changes = *changes;
+    const result<table_delta> refused = with.builder.build(with.cache, {}, plan);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, errc::invalid_argument);
+
+    plan.replaced_rows = {};
+    plan.table_changes = fine;
+    const table_delta delta = with.builder.build(with.cache, {}, plan).value();
+    ASSERT_EQ(delta.num_changes, 4);
+    EXPECT_EQ(delta.num_runs, 0);
+    with.mirror.apply({}, delta, {}, nullptr).value();
+    expect_equal(where(), with.mirror.view(), with.cache, {}, plan, delta);
+  }
+}
+
+TEST_P(table_mirror_test, TokensAndRowsArePaddedEachForItself) {
+  // More tokens than rows, so that neither count can stand for the other.
+  table_mirror_config config = mirror_of(small_cache(), 20);
+  mirrored_cache with(where(), small_cache(), config);
+  const std::vector<step_entry> entries{{with.cache.add().value(), 7}, {with.cache.add().value(), 4}};
+  const step_plan plan = with.cache.step(entries).value();
+  const auto built = [&](const batch_padding& padding) { return with.builder.build(with.cache, entries, plan, padding); };
+  const auto refused = [](const auto& answer, std::int64_t value, std::int64_t limit) {
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    EXPECT_EQ(answer.error().value, value) << answer.error().message();
+    EXPECT_EQ(answer.error().limit, limit) << answer.error().message();
+  };
+  refused(built({.num_rows = 1}), 1, 2);
+  refused(built({.num_tokens = 10}), 10, 11);
+  refused(built({.num_tokens = 2}), 2, 11);
+  refused(built({.num_tokens = -1}), -1, 11);
+  for (const auto& [num_rows, num_tokens] : {std::pair{0, 0}, {2, 11}, {0, 20}, {4, 0}, {4, 12}}) {
+    const table_delta delta = built({.num_rows = num_rows, .num_tokens = num_tokens}).value();
+    EXPECT_EQ(delta.padded_rows, std::max(num_rows, 2));
+    EXPECT_EQ(delta.padded_tokens, std::max(num_tokens, 11));
+    with.mirror.apply({}, delta, {}, nullptr).value();
+    expect_equal(where(), with.mirror.view(), with.cache, entries, plan, delta);
+  }
+  const auto applied = [&](const auto& change) {
+    table_delta delta = built({}).value();
+    change(delta);
+    return with.mirror.apply({}, delta, {}, nullptr);
+  };
+  refused(applied([](table_delta& d) { d.padded_tokens = 10; }), 10, 11);
+  refused(applied([](table_delta& d) { d.padded_tokens = 21; }), 21, 20);
+  refused(applied([](table_delta& d) { d.padded_rows = 1; }), 1, 2);
+  refused(applied([](table_delta& d) { d.padded_rows = 5; }), 5, 4);
+}
+
 TEST_P(table_mirror_test, OneDeltaServesSeveralMirrors) {
   const kv_cache_config config = small_cache();
   mirrored_cache with(where(), config);
@@ -208,6 +322,32 @@ TEST_P(table_mirror_test, WhatDoesNotFitIsRefusedAndNothingWritten) {
   with.cache.release(c).value();
   refused({}, 3, 2, {.num_rows = 3});       // more rows than the mirror's batches
   refused({}, 65, 64, {.num_tokens = 65});  // more tokens
+}
+
+TEST_P(table_mirror_test, ABatchWhoseRowsCannotBeIsRefusedAndNothingWritten) {
+  mirrored_cache with(where(), small_cache());
+  with.step({{with.cache.add().value(), 3}, {with.cache.add().value(), 4}});
+  const auto refused = [&](const std::vector<batch_row>& rows, std::int64_t index, std::int64_t value, std::int64_t limit) {
+    const auto num_rows = static_cast<std::int32_t>(rows.size());
+    const table_delta delta{
+        .rows = rows.data(), .num_rows = num_rows, .num_tokens = 4, .padded_rows = num_rows, .padded_tokens = 4};
+    const status answer = with.mirror.apply({}, delta, {}, nullptr);
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    EXPECT_EQ(answer.error().index, index) << answer.error().message();
+    EXPECT_EQ(answer.error().value, value);
+    EXPECT_EQ(answer.error().limit, limit);
+    EXPECT_EQ(read(where(), with.mirror.view().lengths, 2), (ints{3, 4}));
+    EXPECT_EQ(read(where(), with.mirror.view().query_starts, 3), (ints{0, 3, 7}));
+  };
+  refused({{0, 3, 0}, {4, 1, 1}}, 1, 4, 3);
+  refused({{-1, 3, 0}, {1, 1, 1}}, 0, -1, 3);
+  refused({{0, 17, 0}}, 0, 17, 16);
+  refused({{0, 3, 0}, {1, -1, 1}}, 1, -1, 16);
+  refused({{0, 3, 1}}, 0, 1, 0);
+  refused({{0, 3, -1}}, 0, -1, 0);
+  refused({{0, 3, 0}, {1, 3, 5}}, 1, 5, 4);
+  refused({{0, 3, 0}, {1, 3, 2}, {2, 3, 1}}, 2, 1, 2);
 }
 
 TEST_P(table_mirror_test, MorePagesThanTheCsrFormHoldsAreRefused) {

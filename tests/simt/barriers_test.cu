@@ -38,6 +38,20 @@ TEST_P(barriers_test, ABlockSumsThroughSharedMemory) {
   }
 }
 
+__global__ void __launch_bounds__(256) ask_all(unsigned int dissenter, int* answers) {
+  const int agreed = __syncthreads_and(threadIdx.x != dissenter ? 2 : 0);
+  const int agreed_then = __syncthreads_and(1);
+  answers[threadIdx.x] = (agreed != 0 ? 1 : 0) + (agreed_then != 0 ? 2 : 0);
+}
+
+TEST_P(barriers_test, EveryThreadHearsWhetherAllAgreed) {
+  for (const unsigned int dissenter : {0U, 77U, 99U, 100U}) {
+    const device_array<int> answers(100);
+    ASSERT_EQ(launch(dim3(1), dim3(100), ask_all, dissenter, answers.get()), cudaSuccess);
+    for (unsigned int i = 0; i < 100; ++i) EXPECT_EQ(answers.at(i), dissenter == 100 ? 3 : 2);
+  }
+}
+
 /// One thread of a warp after another adds its number at the same place.
 __global__ void __launch_bounds__(256) take_turns(unsigned int* sequence) {
   PAGEDKV_SHARED(unsigned int, next);

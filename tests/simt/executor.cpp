@@ -11,6 +11,7 @@
 #include <cstring>
 #include <numeric>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -98,7 +99,7 @@ class executor {
   ~executor();
 
   void run(const cudaLaunchConfig_t& config, const char* kernel, void (*thread)(void*), void* context);
-  void meet_block(const place& at);
+  bool meet_block(bool predicate, const place& at);
   std::uint64_t meet_warp(warp_operation what, unsigned int mask, std::uint64_t value, int argument, int width,
                           const place& at);
   [[nodiscard]] void* shared() const noexcept { return shared_; }
@@ -380,12 +381,13 @@ void executor::wait() {
 
 // Barriers and warp operations ----------------------------------------------------------------------------------------
 
-void executor::meet_block(const place& at) {
+bool executor::meet_block(bool predicate, const place& at) {
   meeting& own = meetings_[current_];
-  own = {.of_block = true, .at = at, .ordered_by = block_ordered_by_};
+  own = {.of_block = true, .at = at, .value = predicate ? 1U : 0U, .ordered_by = block_ordered_by_};
   release(own.ordered_by);
   wait();
   acquire(own.ordered_by);
+  return own.result != 0;
 }
 
 /// Lets all threads of the block go on when all wait at the same barrier.
@@ -393,6 +395,9 @@ bool executor::open_barrier() {
   for (unsigned int t = 0; t < num_threads_; ++t) {
     if (progress_[t] != progress::waiting || !meetings_[t].of_block || !same_meeting(meetings_[t], meetings_[0])) return false;
   }
+  const auto all = std::span(meetings_).first(num_threads_);
+  const bool every = std::ranges::all_of(all, [](const meeting& one) { return one.value != 0; });
+  for (meeting& one : all) one.result = every ? 1 : 0;
   std::fill_n(progress_.begin(), num_threads_, progress::ready);
   if constexpr (has_tsan) block_ordered_by_ = new_barrier_address();
   return true;
@@ -507,7 +512,7 @@ void set_order(order wanted, std::uint64_t seed) noexcept {
   wanted_seed = seed;
 }
 
-void meet_block(const place& at) { running_executor("__syncthreads", at).meet_block(at); }
+bool meet_block(bool predicate, const place& at) { return running_executor("__syncthreads", at).meet_block(predicate, at); }
 
 std::uint64_t meet_warp(warp_operation what, unsigned int mask, std::uint64_t value, int argument, int width, const place& at) {
   return running_executor("a warp operation", at).meet_warp(what, mask, value, argument, width, at);

@@ -22,8 +22,8 @@ struct place {
 
 enum class warp_operation : std::uint8_t { sync, shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, any, all };
 
-/// Waits for every thread of the block.
-void meet_block(const place& at);
+/// Waits for every thread of the block. Whether all of them say `predicate`.
+bool meet_block(bool predicate, const place& at);
 
 /// Waits for the lanes of `mask` and returns this lane's share of the operation.
 /// @param argument  of a shuffle: source lane, delta or lane mask.
@@ -70,7 +70,10 @@ To bits_as(From value) {
 }  // namespace simt
 
 // NOLINTBEGIN(readability-identifier-naming): the names are CUDA's.
-inline void __syncthreads(const simt::place& at = simt::place::here()) { simt::meet_block(at); }
+inline void __syncthreads(const simt::place& at = simt::place::here()) { simt::meet_block(true, at); }
+inline int __syncthreads_and(int predicate, const simt::place& at = simt::place::here()) {
+  return static_cast<int>(simt::meet_block(predicate != 0, at));
+}
 
 inline void __syncwarp(unsigned int mask = 0xFFFFFFFF, const simt::place& at = simt::place::here()) {
   simt::meet_warp(simt::warp_operation::sync, mask, 0, 0, warpSize, at);

@@ -83,7 +83,8 @@ class PAGEDKV_PUBLIC table_delta_builder {
   void forget_named(std::int32_t first_run) noexcept;
   status add_row(const kv_cache& cache, std::int32_t row) noexcept;
   [[nodiscard]] std::int32_t entry_of(std::int32_t group, std::int32_t row, std::int32_t column) const noexcept {
-    return first_entries_[group] + row * widths_[group] + column;
+    const auto g = static_cast<std::size_t>(group);
+    return first_entries_[g] + row * widths_[g] + column;
   }
 
   table_set tables_;

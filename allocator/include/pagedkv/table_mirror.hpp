@@ -65,9 +65,10 @@ class PAGEDKV_PUBLIC table_mirror {
   ///
   /// @param delta  host, of the same tables. The same one may be applied to several mirrors.
   /// @return busy: all staging buffers are on their way, see wait_for_staging(); invalid_argument: as update_tables, and
-  ///         (`index`: which batch row) a row or length that does not fit, or (`index`: which group) more pages than
-  ///         max_csr_entries. Nothing written then, so the call may be repeated. cuda_failure: a later delta can be trusted
-  ///         only after table_delta_builder::build_whole. With host memory everything is done when the call returns.
+  ///         (`index`: which batch row) a row or length that does not fit or a query start that cannot be, or (`index`: which
+  ///         group) more pages than max_csr_entries. Nothing written then, so the call may be repeated. cuda_failure: a later
+  ///         delta can be trusted only after table_delta_builder::build_whole. With host memory everything is done when the
+  ///         call returns.
   /// Cost: one copy of the delta; CUDA: a query and a record of an event, at most one copy, two launches. Not to be captured.
   status apply(const kernel_context& context, const table_delta& delta, const diagnostics_ref& faults,
                cuda_stream stream) noexcept;

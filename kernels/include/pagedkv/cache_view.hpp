@@ -17,7 +17,8 @@ namespace pagedkv {
 enum class memory_kind : std::uint8_t { host, cuda };
 
 /// One plane of one layer: row (block, token, head) starts at base + block * block_stride + token * token_stride +
-/// head * head_stride. Strides in bytes.
+/// head * head_stride. Strides in bytes, of any order and sign; rows lie apart: each stride, where there is more than one of
+/// what it steps over, is at least what the shorter ones reach over together with a row.
 struct plane_ref {
   std::byte* base = nullptr;
   std::int64_t block_stride = 0;
@@ -73,7 +74,8 @@ class PAGEDKV_PUBLIC cache_view {
              std::span<std::byte* const> regions);
 
   /// Memory described layer by layer, in any strides. All layers must agree in num_blocks, block_size, null block and
-  /// memory, and each with its scales; throws `failure` (invalid_argument) otherwise.
+  /// memory, and each with its scales; throws `failure` (invalid_argument) otherwise, and where rows of a plane overlap, as
+  /// with strides in elements. Planes may: layers share them, and values may be part of the keys.
   explicit cache_view(std::vector<layer_ref> layers);
 
   [[nodiscard]] std::int32_t num_layers() const noexcept { return static_cast<std::int32_t>(layers_.size()); }

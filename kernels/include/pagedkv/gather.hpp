@@ -12,7 +12,8 @@
 
 namespace pagedkv {
 
-/// Rows of an output [num_rows, num_kv_heads, head_dim]; strides in bytes, as in `source_rows`.
+/// Rows of an output [num_rows, num_kv_heads, head_dim]; strides in bytes, as in `source_rows`, but none is 0 where there is
+/// more than one row to step to.
 struct target_rows {
   void* data = nullptr;
   std::int64_t token_stride = 0;
@@ -21,7 +22,9 @@ struct target_rows {
 
 /// What to read. All pointers lie in the cache's address space.
 struct gather_batch {
-  const block_id* tables = nullptr;          ///< [num_sequences, table_width]: logical block -> block.
+  /// [num_sequences, table_width]: logical block -> block. A mirror's `entries` or `batch_tables` serve as they are; the latter
+  /// name kernel blocks, for a layer described in those.
+  const block_id* tables = nullptr;
   std::int32_t table_width = 0;              ///< Entries of one table row.
   const std::int32_t* starts = nullptr;      ///< [num_sequences]: first position to read; may be inside a block.
   const std::int32_t* lengths = nullptr;     ///< [num_sequences]: tokens the sequence holds.
@@ -38,7 +41,8 @@ struct gather_batch {
 /// @param faults      optional, same address space.
 /// @param stream      as for append.
 /// @return invalid_argument: negative counts; no sequence, or a null pointer, where there are rows to write; a layer that
-///         cannot be one, or has scales for its rows, as for append. Nothing written.
+///         cannot be one, or has scales for its rows, as for append; strides with which rows of a plane or of an output
+///         overlap, as with strides in elements. Nothing written.
 ///         cuda_failure, cuda_unavailable: as for append.
 /// Cost: each row read once and written once, and log2(num_sequences) steps to find its sequence.
 PAGEDKV_PUBLIC status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch,

@@ -31,7 +31,7 @@ enum class fault : std::int32_t {
   duplicate_slot,       ///< append: another token of the call has the same slot.
   block_out_of_pool,    ///< gather, fill_slots, update_tables: a table entry >= num_blocks; copy_blocks: such a source or
                         ///< destination.
-  position_past_table,  ///< gather, fill_slots: a position whose block the table has no entry for.
+  position_past_table,  ///< gather, fill_slots, update_tables: a position whose block the table has no entry for.
   null_block_written,   ///< copy_blocks: the null block as destination.
   duplicate_block,      ///< copy_blocks: another pair of the call has the same destination.
   entry_past_tables,    ///< update_tables: a change or run outside the tables.
@@ -43,8 +43,9 @@ enum class fault : std::int32_t {
 struct diagnostics {
   unsigned long long count = 0;  ///< Faults since zeroed.
   fault first = fault::none;     ///< One of the faults: the first to be counted.
-  std::int64_t index = 0;        ///< Its token (append, fill_slots), output row (gather) or pair (copy_blocks).
-  std::int64_t value = 0;        ///< Its slot, block id or position.
+  /// Its token (append, fill_slots), output row (gather), pair (copy_blocks) or what update_tables says.
+  std::int64_t index = 0;
+  std::int64_t value = 0;  ///< Its slot, block id, position or what update_tables says.
 };
 
 /// Optional: where a call reports faults. Without it they are skipped in silence.

@@ -14,11 +14,11 @@
 
 namespace pagedkv {
 
-/// A sequence of a step's batch.
+/// A sequence of a step's batch. Its tokens are the step's from query_start on, up to the next row's.
 struct batch_row {
   std::int32_t row = 0;          ///< Its row of the tables.
   std::int32_t length = 0;       ///< Its tokens, this step's included.
-  std::int32_t query_start = 0;  ///< Its first token among the step's.
+  std::int32_t query_start = 0;  ///< Its first token among the step's. The first row's is 0, and they ascend.
 };
 
 /// One entry of the tables, counted over the tables of all groups, and what it holds now. no_block: nothing.
@@ -82,12 +82,12 @@ struct mirrored_group {
   std::int32_t kernel_block_size = 0;  ///< Tokens per block of the attention kernel; divides block_size.
   slot_t* slots = nullptr;             ///< [max_tokens]: where each token goes; padding_slot for padding.
   /// [max_rows, table_width * block_size / kernel_block_size]: each batch row's table, unused entries behind it. Optional.
-  std::int32_t* batch_tables = nullptr;
+  block_id* batch_tables = nullptr;
   /// The CSR form (FlashInfer's), optional: page_starts [max_rows + 1], pages [max_pages], last_page_lengths [max_rows]. Row
   /// b's pages are [page_starts[b], page_starts[b + 1]) of `pages`, the last one holds last_page_lengths[b] tokens (0: no
   /// page). Pages behind the last row's are not written.
   std::int32_t* page_starts = nullptr;
-  std::int32_t* pages = nullptr;
+  block_id* pages = nullptr;
   std::int32_t* last_page_lengths = nullptr;
   std::int32_t max_pages = 0;
 };
@@ -117,8 +117,14 @@ struct mirrored_tables {
 ///
 /// What names a place or block that does not exist is not followed, but counted: an entry or block past its array is left out
 /// (index: of the change or run; value: the entry), a block past the pool becomes an unused entry (value: the block), a batch
-/// row whose row, length or query start cannot be becomes padding (index: the batch row; value: the one that cannot be); pages
-/// past max_pages are left out (index: the batch row; value: the page's place).
+/// row whose row, length or query start cannot be is refused (index: the batch row; value: the one that cannot be); a token
+/// before its sequence's first, where a row has more tokens than length, gets padding_slot (index: the token; value: the
+/// position); pages past max_pages are left out (index: the batch row; value: the page's place).
+///
+/// A refused row becomes padding, and its tokens get padding_slot; the other rows keep theirs. Query starts ascend from 0 to
+/// num_tokens whatever was given: a refused row keeps its query start, or where just that cannot be, takes the one before it,
+/// so that the row before, whose end nobody knows then, has no tokens either. A query start cannot be past num_tokens, below an
+/// earlier one, or for the first row not 0; where two neighbours' are the wrong way round, both rows are refused.
 ///
 /// @param to      where; `to.memory` chooses the backend.
 /// @param faults  optional, same address space; `claims` is not used.
@@ -127,8 +133,9 @@ struct mirrored_tables {
 ///         or fewer than there are, a padding length other than 0 and 1, or 1 where unused entries are no blocks, a
 ///         kernel_block_size that does not divide its block_size. Nothing written.
 ///         cuda_failure, cuda_unavailable: as for append.
-/// Cost: the delta read once; for each batch row and group, its table read and written once up to its length, or to the length
-/// that the same batch row had before; with CSR also the lengths of the rows before.
+/// Cost: the delta read once, its rows by one CTA, 1,024 at a time with a barrier between, and where they are not in order
+/// those before each row again; for each batch row and group, its table read and written once up to its length, or to the
+/// length that the same batch row had before; with CSR also the lengths of the rows before.
 PAGEDKV_PUBLIC status update_tables(const kernel_context& context, const mirrored_tables& to, const table_delta& delta,
                                     const diagnostics_ref& faults, cuda_stream stream) noexcept;
 

@@ -68,15 +68,43 @@ __device__ __forceinline__ void apply_run(const delta_parameters& p, std::int32_
   }
 }
 
-__device__ __forceinline__ void write_row(const delta_parameters& p, std::int32_t b) {
+/// Whether a batch row may begin at its query start, seen beside its neighbours'. Of two that are the wrong way round either
+/// may be the wrong one, so neither is believed.
+__device__ __forceinline__ bool is_believed(const table_delta& delta, std::int32_t b) {
+  const auto can_be = [&delta](std::int32_t row, std::int32_t start) {
+    return start >= 0 && start <= (row == 0 ? 0 : delta.num_tokens);
+  };
+  // All three are read at once, whatever they are.
+  const std::int32_t start = delta.rows[b].query_start;
+  const std::int32_t before = b > 0 ? delta.rows[b - 1].query_start : 0;
+  const std::int32_t after = b + 1 < delta.num_rows ? delta.rows[b + 1].query_start : delta.num_tokens;
+  return can_be(b, start) && (before <= start || !can_be(b - 1, before)) && (after >= start || !can_be(b + 1, after));
+}
+
+/// The largest query start before batch row b that is believed. For batches that are not in order only.
+__device__ __forceinline__ std::int32_t largest_start_before(const table_delta& delta, std::int32_t b) {
+  std::int32_t largest = 0;
+  for (std::int32_t a = 0; a < b; ++a) {
+    if (delta.rows[a].query_start > largest && is_believed(delta, a)) largest = delta.rows[a].query_start;
+  }
+  return largest;
+}
+
+__device__ __forceinline__ void write_row(const delta_parameters& p, std::int32_t b, const batch_row& given, bool begins,
+                                          bool is_in_order) {
   batch_row row{.row = -1, .length = p.delta.padding_length, .query_start = p.delta.num_tokens};
   if (b < p.delta.num_rows) {
-    const batch_row given = p.delta.rows[b];
+    row.query_start = given.query_start;
+    if (!is_in_order) {
+      const std::int32_t begun = largest_start_before(p.delta, b);
+      begins = begins && given.query_start >= begun;
+      if (!begins) row.query_start = begun;
+    }
     if (given.row < 0 || given.row >= p.max_sequences) {
       count(p.report, fault::row_past_tables, b, given.row);
     } else if (given.length < 0 || given.length > p.max_length) {
       count(p.report, fault::row_past_tables, b, given.length);
-    } else if (given.query_start < 0 || given.query_start > p.delta.num_tokens) {
+    } else if (!begins) {
       count(p.report, fault::row_past_tables, b, given.query_start);
     } else {
       row = given;
@@ -88,15 +116,42 @@ __device__ __forceinline__ void write_row(const delta_parameters& p, std::int32_
   p.query_starts[b] = row.query_start;
 }
 
+/// A CTA's work: all rows, because whether one can begin where it says depends on those before it. Where neighbours are in
+/// order everywhere, all are, and that is one barrier's answer.
+__device__ __forceinline__ void write_rows(const delta_parameters& p) {
+  bool is_in_order = true;
+  const auto padded_rows = static_cast<std::uint32_t>(p.delta.padded_rows);
+  for (std::uint32_t first = 0; first < padded_rows; first += accesses_in_flight * cta_threads) {
+    batch_row given[accesses_in_flight];
+    bool begins[accesses_in_flight];
+#pragma unroll
+    for (std::uint32_t i = 0; i < accesses_in_flight; ++i) {
+      const auto b = static_cast<std::int32_t>(first + i * cta_threads + threadIdx.x);
+      const bool is_row = b < p.delta.num_rows;
+      given[i] = is_row ? p.delta.rows[b] : batch_row{};
+      begins[i] = !is_row || is_believed(p.delta, b);
+    }
+#pragma unroll
+    for (std::uint32_t i = 0; i < accesses_in_flight; ++i) is_in_order = is_in_order && begins[i];
+    is_in_order = __syncthreads_and(is_in_order) != 0;
+#pragma unroll
+    for (std::uint32_t i = 0; i < accesses_in_flight; ++i) {
+      const auto b = static_cast<std::int32_t>(first + i * cta_threads + threadIdx.x);
+      if (b < p.delta.padded_rows) write_row(p, b, given[i], begins[i], is_in_order);
+    }
+  }
+  if (threadIdx.x == 0) p.query_starts[p.delta.padded_rows] = p.delta.num_tokens;
+}
+
+/// The last CTA writes the rows, beside its share of the rest.
 __global__ void __launch_bounds__(cta_threads) apply_delta_kernel(const __grid_constant__ delta_parameters p) {
+  if (blockIdx.x + 1 == gridDim.x) write_rows(p);
   for (auto run = static_cast<std::int32_t>(blockIdx.x); run < p.delta.num_runs; run += static_cast<std::int32_t>(gridDim.x)) {
     apply_run(p, run);
   }
   const auto thread = static_cast<std::int32_t>(blockIdx.x * cta_threads + threadIdx.x);
   const auto num_threads = static_cast<std::int32_t>(gridDim.x * cta_threads);
   for (std::int32_t i = thread; i < p.delta.num_changes; i += num_threads) apply_change(p, i);
-  for (std::int32_t b = thread; b < p.delta.padded_rows; b += num_threads) write_row(p, b);
-  if (thread == 0) p.query_starts[p.delta.padded_rows] = p.delta.num_tokens;
 }
 
 constexpr std::uint32_t warp_threads = 32;
@@ -203,8 +258,7 @@ __device__ __forceinline__ void write_columns(const batch_parameters& p, const g
   }
   const std::int32_t row = p.rows[b];
   const block_id* const entries = p.entries + group.first_entry + std::int64_t{row < 0 ? 0 : row} * group.table_width;
-  std::int32_t* const columns =
-      group.batch_tables == nullptr ? nullptr : group.batch_tables + std::int64_t{b} * in.num_columns();
+  block_id* const columns = group.batch_tables == nullptr ? nullptr : group.batch_tables + std::int64_t{b} * in.num_columns();
   std::int32_t held[columns_per_lane];
 #pragma unroll
   for (std::uint32_t i = 0; i < columns_per_lane; ++i) {
@@ -219,11 +273,11 @@ __device__ __forceinline__ void write_columns(const batch_parameters& p, const g
 #pragma unroll
   for (std::uint32_t i = 0; i < columns_per_lane; ++i) {
     const std::uint32_t c = first_column + i * warp_threads + lane;
-    if (c < num_columns) columns[c] = held[i];
+    if (c < num_columns) columns[c] = block_id{held[i]};
     if (c >= num_pages) continue;
     const std::uint32_t page = first_page + c;
     if (page < static_cast<std::uint32_t>(group.max_pages)) {
-      group.pages[page] = held[i];
+      group.pages[page] = block_id{held[i]};
     } else {
       count(p.report, fault::page_past_csr, b, page);
     }
@@ -275,9 +329,9 @@ status update_tables(const kernel_context& context, const mirrored_tables& to, c
                                  .former_lengths = to.former_lengths,
                                  .query_starts = to.query_starts,
                                  .report = faults.report};
-  const auto num_threads = static_cast<std::uint64_t>(std::max({delta.num_changes, delta.padded_rows, std::int32_t{1}}));
   const std::uint64_t num_workloads =
-      std::max((num_threads + cta_threads - 1) / cta_threads, static_cast<std::uint64_t>(delta.num_runs));
+      1 + std::max((static_cast<std::uint64_t>(delta.num_changes) + cta_threads - 1) / cta_threads,
+                   static_cast<std::uint64_t>(delta.num_runs));
   if (status applied = PAGEDKV_LAUNCH(apply_delta_kernel, ctas_for(context, num_workloads), stream, changes); !applied) {
     return applied;
   }

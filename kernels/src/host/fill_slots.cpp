@@ -8,9 +8,9 @@ namespace pagedkv {
 
 status fill_slots(const kernel_context& context, const cache_view& cache, const slot_batch& batch, slot_t* slots,
                   const diagnostics_ref& faults, cuda_stream stream) noexcept {
-  if (batch.num_tokens < 0 || batch.num_sequences < 0 || batch.table_width < 0) {
-    return invalid("num_tokens, num_sequences and table_width must not be negative");
-  }
+  if (batch.num_tokens < 0) return invalid("num_tokens must not be negative", batch.num_tokens, 0);
+  if (batch.num_sequences < 0) return invalid("num_sequences must not be negative", batch.num_sequences, 0);
+  if (batch.table_width < 0) return invalid("table_width must not be negative", batch.table_width, 0);
   if (batch.num_tokens == 0) return {};
   const bool has_batch = batch.tables != nullptr && batch.lengths != nullptr && batch.query_starts != nullptr;
   if (slots == nullptr || (batch.num_sequences > 0 && !has_batch)) {

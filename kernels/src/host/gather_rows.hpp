@@ -12,11 +12,11 @@
 namespace pagedkv {
 
 inline status check_batch(const gather_batch& batch, const target_rows& key, const target_rows& value) noexcept {
-  if (batch.num_rows < 0 || batch.num_sequences < 0 || batch.table_width < 0) {
-    return invalid("num_rows, num_sequences and table_width must not be negative");
-  }
+  if (batch.num_rows < 0) return invalid("num_rows must not be negative", batch.num_rows, 0);
+  if (batch.num_sequences < 0) return invalid("num_sequences must not be negative", batch.num_sequences, 0);
+  if (batch.table_width < 0) return invalid("table_width must not be negative", batch.table_width, 0);
   if (batch.num_rows == 0) return {};
-  if (batch.num_sequences == 0) return invalid("there are rows to write but no sequence", batch.num_rows, 0);
+  if (batch.num_sequences == 0) return invalid("num_sequences must be at least 1 where there are rows to write", 0, 1);
   if (key.data == nullptr || value.data == nullptr || batch.starts == nullptr || batch.lengths == nullptr ||
       batch.out_indptr == nullptr || batch.tables == nullptr) {
     return invalid("an output, or a part of the batch, is null");

@@ -10,28 +10,31 @@ namespace pagedkv {
 namespace {
 
 status check(const mirrored_tables& to, const table_delta& delta) noexcept {
-  for (const std::int32_t count : {delta.num_rows, delta.num_changes, delta.num_runs, delta.num_blocks, delta.num_tokens}) {
-    if (count < 0) return invalid("the counts of a delta must not be negative", count, 0);
-  }
-  const auto missing = [](const void* pointer, std::int64_t count) { return count > 0 && pointer == nullptr; };
-  if (missing(delta.rows, delta.num_rows) || missing(delta.changes, delta.num_changes) || missing(delta.runs, delta.num_runs) ||
-      missing(delta.blocks, delta.num_blocks)) {
-    return invalid("a part of the delta is null");
-  }
+  if (delta.num_rows < 0) return invalid("the delta's num_rows must not be negative", delta.num_rows, 0);
+  if (delta.num_changes < 0) return invalid("the delta's num_changes must not be negative", delta.num_changes, 0);
+  if (delta.num_runs < 0) return invalid("the delta's num_runs must not be negative", delta.num_runs, 0);
+  if (delta.num_blocks < 0) return invalid("the delta's num_blocks must not be negative", delta.num_blocks, 0);
+  if (delta.num_tokens < 0) return invalid("the delta's num_tokens must not be negative", delta.num_tokens, 0);
+  if (delta.num_rows > 0 && delta.rows == nullptr) return invalid("the delta's rows are null");
+  if (delta.num_changes > 0 && delta.changes == nullptr) return invalid("the delta's changes are null");
+  if (delta.num_runs > 0 && delta.runs == nullptr) return invalid("the delta's runs are null");
+  if (delta.num_blocks > 0 && delta.blocks == nullptr) return invalid("the delta's blocks are null");
   if (delta.padded_rows < delta.num_rows) {
-    return invalid("a batch is padded to no fewer rows than it has", delta.padded_rows, delta.num_rows);
+    return invalid("padded_rows must be at least num_rows", delta.padded_rows, delta.num_rows);
   }
   if (delta.padded_rows > to.max_rows) {
-    return invalid("the tables were made for batches of fewer rows", delta.padded_rows, to.max_rows);
+    return invalid("padded_rows must not exceed the tables' max_rows: make them for larger batches", delta.padded_rows,
+                   to.max_rows);
   }
   if (delta.padded_tokens < delta.num_tokens) {
-    return invalid("a batch is padded to no fewer tokens than it has", delta.padded_tokens, delta.num_tokens);
+    return invalid("padded_tokens must be at least num_tokens", delta.padded_tokens, delta.num_tokens);
   }
   if (delta.padded_tokens > to.max_tokens) {
-    return invalid("the tables were made for batches of fewer tokens", delta.padded_tokens, to.max_tokens);
+    return invalid("padded_tokens must not exceed the tables' max_tokens: make them for larger batches", delta.padded_tokens,
+                   to.max_tokens);
   }
   if (delta.padding_length != 0 && delta.padding_length != 1) {
-    return invalid("a padded row has length 0 or 1", delta.padding_length, 1);
+    return invalid("padding_length must be 0 or 1", delta.padding_length, 1);
   }
   if (delta.padding_length == 1 && to.unused != null_block) {
     return invalid("a padded row of length 1 reads the null block: let unused entries hold it", to_int(to.unused));
@@ -44,15 +47,20 @@ status check(const mirrored_tables& to, const table_delta& delta) noexcept {
     return invalid("a part of the tables is null");
   }
   for (const mirrored_group& group : to.groups) {
-    if (group.block_size < 1 || group.kernel_block_size < 1 || group.block_size % group.kernel_block_size != 0) {
-      return invalid("kernel_block_size must divide block_size", group.kernel_block_size, group.block_size);
+    const std::int64_t index = &group - to.groups.data();
+    if (group.block_size < 1) return invalid("a group's block_size must be at least 1", group.block_size, 1, index);
+    if (group.kernel_block_size < 1 || group.block_size % group.kernel_block_size != 0) {
+      return invalid("a group's kernel_block_size must divide its block_size", group.kernel_block_size, group.block_size,
+                     index);
     }
     if (to.max_length > std::int64_t{group.table_width} * group.block_size) {
-      return invalid("max_length must fit a table's row", to.max_length, std::int64_t{group.table_width} * group.block_size);
+      return invalid("max_length must fit table_width blocks of a group", to.max_length,
+                     std::int64_t{group.table_width} * group.block_size, index);
     }
     const bool has_pages = group.page_starts != nullptr;
     if (group.slots == nullptr || has_pages != (group.pages != nullptr) || has_pages != (group.last_page_lengths != nullptr)) {
-      return invalid("a group has slots, and all parts of the CSR form or none");
+      return invalid("a group has slots, and all parts of the CSR form or none: one of them is null", error::none, error::none,
+                     index);
     }
   }
   return {};
@@ -87,22 +95,25 @@ class host_update {
 
   void write_rows() const noexcept {
     std::copy_n(to_.lengths, delta_.padded_rows, to_.former_lengths);
+    std::int32_t begun = 0;  // the largest query start so far that can be
     for (std::int32_t b = 0; b < delta_.padded_rows; ++b) {
       to_.rows[b] = -1;
       to_.lengths[b] = delta_.padding_length;
       to_.query_starts[b] = delta_.num_tokens;
       if (b >= delta_.num_rows) continue;
       const auto [row, length, query_start] = delta_.rows[b];
+      const bool begins = is_believed(b) && query_start >= begun;
+      if (begins) begun = query_start;
+      to_.query_starts[b] = begun;
       if (row < 0 || row >= to_.max_sequences) {
         refuse(fault::row_past_tables, b, row);
       } else if (length < 0 || length > to_.max_length) {
         refuse(fault::row_past_tables, b, length);
-      } else if (query_start < 0 || query_start > delta_.num_tokens) {
+      } else if (!begins) {
         refuse(fault::row_past_tables, b, query_start);
       } else {
         to_.rows[b] = row;
         to_.lengths[b] = length;
-        to_.query_starts[b] = query_start;
       }
     }
     to_.query_starts[delta_.padded_rows] = delta_.num_tokens;
@@ -132,7 +143,7 @@ class host_update {
       const auto column = [&](std::int32_t c) {
         const std::int32_t entry = to_int(
             to_.rows[b] < 0 ? to_.unused : to_.entries[group.first_entry + to_.rows[b] * group.table_width + c / per_entry]);
-        return entry < first_block ? entry : entry * per_entry + c % per_entry;
+        return block_id{entry < first_block ? entry : entry * per_entry + c % per_entry};
       };
       if (group.batch_tables != nullptr) {
         const std::int32_t blocks = blocks_of(std::max(length, to_.former_lengths[b]), group.block_size);
@@ -158,6 +169,18 @@ class host_update {
   static std::int32_t blocks_of(std::int32_t length, std::int32_t size) noexcept { return (length + size - 1) / size; }
   void refuse(fault kind, std::int64_t index, std::int64_t value) const noexcept {
     if (report_ != nullptr) host::count(*report_, kind, index, value);
+  }
+  /// Whether a batch row may begin at its query start, seen beside its neighbours'. Of two that are the wrong way round either
+  /// may be the wrong one, so neither is believed.
+  [[nodiscard]] bool is_believed(std::int32_t b) const noexcept {
+    const auto can_be = [this](std::int32_t row) {
+      const std::int32_t start = delta_.rows[row].query_start;
+      return start >= 0 && start <= (row == 0 ? 0 : delta_.num_tokens);
+    };
+    const std::int32_t start = delta_.rows[b].query_start;
+    if (!can_be(b)) return false;
+    if (b > 0 && can_be(b - 1) && delta_.rows[b - 1].query_start > start) return false;
+    return b + 1 == delta_.num_rows || !can_be(b + 1) || delta_.rows[b + 1].query_start >= start;
   }
   block_id checked(block_id block, std::int32_t index) const noexcept {
     if (to_int(block) >= 0 && to_int(block) < to_.num_blocks) return block;
