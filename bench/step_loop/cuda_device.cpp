@@ -75,7 +75,7 @@ class cuda_device final : public engine_device {
       fences_.wait_for_oldest(cache).value();
     } else {
       PAGEDKV_CHECK_CUDA(cudaStreamSynchronize(stream_));
-      cache.retire(cache.begin_step());
+      cache.retire(cache.begin_step()).value();
     }
   }
 

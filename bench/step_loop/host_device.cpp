@@ -19,8 +19,8 @@ class host_device final : public engine_device {
   void download(std::span<std::byte> to, const std::byte* from) override { std::memcpy(to.data(), from, to.size()); }
   void run_graph(std::int32_t, const std::function<void()>& submit) override { submit(); }
   std::int32_t num_graphs() const override { return 0; }
-  void end_epoch(kv_cache& cache, epoch_t epoch) override { cache.retire(epoch); }
-  void wait_for_held_blocks(kv_cache& cache) override { cache.retire(cache.begin_step()); }
+  void end_epoch(kv_cache& cache, epoch_t epoch) override { cache.retire(epoch).value(); }
+  void wait_for_held_blocks(kv_cache& cache) override { cache.retire(cache.begin_step()).value(); }
 };
 
 }  // namespace

@@ -2,24 +2,19 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <deque>
-#include <iostream>
 #include <iterator>
 #include <limits>
-#include <map>
-#include <numeric>
 #include <optional>
 #include <ostream>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <pagedkv/kv_cache.hpp>
 
+#include "model/random_driver.hpp"
 #include "model/reference_cache.hpp"
-#include "seed.hpp"
 
 namespace pagedkv {
 
@@ -36,6 +31,11 @@ std::ostream& operator<<(std::ostream& out, const table_change& change) {
 namespace {
 
 using namespace pagedkv;
+using pagedkv::testing::check;
+using pagedkv::testing::disagreement;
+using pagedkv::testing::event_totals;
+using pagedkv::testing::mix;
+using pagedkv::testing::random_source;
 using pagedkv::testing::reference_cache;
 
 #ifdef NDEBUG
@@ -45,34 +45,7 @@ constexpr int num_seeds = 400;  // sanitizers and checked containers take their 
 #endif
 constexpr int operations_per_seed = 900;
 
-/// Small, fast, and the same everywhere, unlike the distributions of <random>.
-class random_source {
- public:
-  explicit random_source(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t next() {  // splitmix64
-    std::uint64_t z = state_ += 0x9e3779b97f4a7c15U;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
-    return z ^ (z >> 31);
-  }
-  int pick(std::int64_t bound) { return static_cast<int>(next() % static_cast<std::uint64_t>(bound)); }
-  bool one_in(int n) { return pick(n) == 0; }
-
- private:
-  std::uint64_t state_;
-};
-
-std::uint64_t mix(std::uint64_t a, std::uint64_t b) { return random_source(a ^ (b * 0xd6e8feb86659fd93U)).next(); }
-
 // ---- comparisons
-
-struct disagreement : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-void check(bool holds, const char* what) {
-  if (!holds) throw disagreement(what);
-}
 
 template <class A, class B>
 void same(const A& actual, const B& expected, const char* what) {
@@ -142,7 +115,7 @@ struct coverage {
   }
 
   /// Adds every count to those of its name.
-  void add_to(std::map<std::string, std::int64_t>& totals, const reference_cache::event_counts& events) const {
+  void add_to(event_totals& totals, const reference_cache::event_counts& events) const {
     const auto visit = [&](const char* name, std::int64_t count) { totals[name] += count; };
     visit("hits", events.hits);
     visit("hits of held blocks", events.hits_of_held_blocks);
@@ -251,7 +224,7 @@ class driver {
   }
 
   [[nodiscard]] const std::string& log() const { return log_; }
-  void add_coverage_to(std::map<std::string, std::int64_t>& totals) const { seen_.add_to(totals, reference_.events()); }
+  void add_coverage_to(event_totals& totals) const { seen_.add_to(totals, reference_.events()); }
   [[nodiscard]] std::string describe() const {
     std::string text = "pool " + std::to_string(config_.num_blocks) + (config_.has_null_block ? " with" : " without") +
                        " null block, sequences " + std::to_string(config_.max_sequences) + " of at most " +
@@ -969,77 +942,6 @@ class driver {
   std::string log_;
 };
 
-// ---- runs
-
-struct failed_operation {
-  int index;
-  std::string message;
-};
-
-/// Runs those of the operations that are wanted, until one fails. `log` gets a line for each.
-std::optional<failed_operation> run(std::uint64_t seed, const std::vector<int>& operations, std::vector<std::string>* log,
-                                    std::map<std::string, std::int64_t>* totals) {
-  driver under_test(seed);
-  if (log != nullptr) log->assign(1, under_test.describe());
-  for (const int index : operations) {
-    std::optional<failed_operation> failed;
-    try {
-      under_test.operate(index);
-    } catch (const std::exception& cause) {
-      failed = {index, cause.what()};
-    }
-    if (log != nullptr) log->push_back(under_test.log());
-    if (failed) return failed;
-  }
-  if (totals != nullptr) under_test.add_coverage_to(*totals);
-  return {};
-}
-
-/// Leaves out operations as long as any fails.
-std::vector<int> shrink(std::uint64_t seed, std::vector<int> operations) {
-  for (std::size_t chunk = operations.size() / 2; chunk > 0; chunk /= 2) {
-    for (std::size_t first = 0; first < operations.size();) {
-      std::vector<int> fewer = operations;
-      const auto from = fewer.begin() + static_cast<std::ptrdiff_t>(first);
-      fewer.erase(from, from + static_cast<std::ptrdiff_t>(std::min(chunk, operations.size() - first)));
-      if (const auto failed = run(seed, fewer, nullptr, nullptr)) {
-        fewer.erase(std::find(fewer.begin(), fewer.end(), failed->index) + 1, fewer.end());
-        operations = fewer;
-      } else {
-        first += chunk;
-      }
-    }
-  }
-  return operations;
-}
-
-TEST(KvCacheModel, AgreesWithTheReference) {
-  const bool is_replay = std::getenv("PAGEDKV_SEED") != nullptr;
-  const std::uint64_t first = pagedkv::testing::seed_or(1);
-  const std::uint64_t last = is_replay ? first : first + num_seeds - 1;
-  std::cout << "seeds " << first << " to " << last << ", " << operations_per_seed << " operations each\n";
-  std::vector<int> operations(operations_per_seed);
-  std::iota(operations.begin(), operations.end(), 0);
-  std::map<std::string, std::int64_t> totals;
-  for (std::uint64_t seed = first; seed <= last; ++seed) {
-    const auto failed = run(seed, operations, nullptr, &totals);
-    if (!failed) continue;
-    const std::vector<int> fewest = shrink(seed, std::vector<int>(operations.begin(), operations.begin() + failed->index + 1));
-    std::vector<std::string> log;
-    const auto smallest = run(seed, fewest, &log, nullptr);
-    std::string text;
-    const std::ptrdiff_t shown = std::min<std::ptrdiff_t>(30, std::ssize(log) - 1);
-    for (auto line = log.end() - shown; line != log.end(); ++line) text += "\n  " + *line;
-    FAIL() << pagedkv::testing::replay_hint(seed) << "\noperation " << failed->index << ": " << failed->message
-           << "\nshrunk to " << fewest.size() << " operations, the last " << shown << " of them:\n  " << log.front() << text
-           << "\n  " << (smallest ? smallest->message : "(not reproduced)");
-  }
-  if (is_replay) return;
-  // A test that no longer meets an event no longer tests it.
-  for (const auto& [name, count] : totals) {
-    std::cout << count << " " << name << "\n";
-    EXPECT_GE(count, num_seeds / 20) << name;
-  }
-}
+TEST(KvCacheModel, AgreesWithTheReference) { pagedkv::testing::run_seeds<driver>(num_seeds, operations_per_seed); }
 
 }  // namespace

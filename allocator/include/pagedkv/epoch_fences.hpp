@@ -24,17 +24,19 @@ class PAGEDKV_PUBLIC epoch_fences {
   epoch_fences& operator=(epoch_fences&&) noexcept;
   ~epoch_fences();
 
-  /// Marks the end of an epoch's work: behind all that the stream was given so far. Epochs are marked in ascending order, each
-  /// less than 2^31 after the one before (behind the largest comes 0), on one stream or on streams that wait for each other.
-  /// busy: most_in_flight epochs are marked: retire one, or wait for it. invalid_argument: an epoch at or before the last
-  /// marked one. cuda_failure. Nothing changed then.
+  /// Marks the end of an epoch's work: behind all that the stream was given so far, also where that is nothing of this epoch:
+  /// one that is not marked, nor any after it, holds what was released in it for ever. Epochs are marked in ascending order,
+  /// each less than 2^31 after the one before (behind the largest comes 0), on one stream or on streams that wait for each
+  /// other. busy: most_in_flight epochs are marked: retire one, or wait for it. invalid_argument: an epoch at or before the
+  /// last marked one. cuda_failure. Nothing changed then.
   status mark(epoch_t epoch, cuda_stream stream) noexcept;
 
   /// Retires the marked epochs that the device is done with. Does not wait. cuda_failure: those before are retired.
+  /// invalid_argument: one that never began in this cache; those before are retired, it is not marked any more.
   status retire_completed(kv_cache& cache) noexcept;
 
   /// Waits until the device is done with the oldest marked epoch, and retires it; nothing is marked: returns at once.
-  /// cuda_failure: nothing changed.
+  /// cuda_failure: nothing changed. invalid_argument: as above.
   status wait_for_oldest(kv_cache& cache) noexcept;
 
   /// Epochs marked and not retired.
