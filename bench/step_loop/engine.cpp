@@ -12,8 +12,10 @@
 namespace pagedkv::bench {
 namespace {
 
+/// Sequences as long as asked for, or as the pool can hold.
 kv_cache_config cache_config(const pool_plan& plan, const engine_options& options) {
-  kv_cache_config config = config_for(plan, options.max_sequences, options.max_tokens_per_sequence);
+  const auto max_tokens = static_cast<std::int32_t>(std::min<std::int64_t>(options.max_tokens_per_sequence, plan.num_tokens()));
+  kv_cache_config config = config_for(plan, options.max_sequences, max_tokens);
   config.deferred_release = true;  // the device may be steps behind
   return config;
 }

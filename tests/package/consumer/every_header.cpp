@@ -5,6 +5,7 @@
 #include <pagedkv/append.hpp>
 #include <pagedkv/append_latent.hpp>
 #include <pagedkv/block_pool.hpp>
+#include <pagedkv/block_rings.hpp>
 #include <pagedkv/block_table.hpp>
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/copy_blocks.hpp>
@@ -107,7 +108,9 @@ void need_every_header() {
   block_pool pool(4, true);
   block_id block{};
   (void)pool.take(std::span(&block, 1)).value();
-  const prefix_index index(4, 16, 0, 1);
+  block_rings rings(4, "no memory for four rings");
+  rings.leave(block);
+  const prefix_index index({.num_blocks = 4, .block_size = 16, .key_span = 16});
   (void)index.bytes_per_block();
   const lazy_array<std::int32_t> numbers(4, "no memory for four numbers");
   (void)numbers[0];
