@@ -43,7 +43,7 @@ constexpr void sort(std::array<row_step, N>& steps) noexcept {
 
 /// Whether rows of `row_bytes` lie apart: each stride leaves room for all that the shorter ones reach over.
 template <std::size_t N>
-constexpr status check_apart(std::array<row_step, N> steps, std::int64_t row_bytes) noexcept {
+status check_apart(std::array<row_step, N> steps, std::int64_t row_bytes) noexcept {
   sort(steps);
   auto reach = static_cast<std::uint64_t>(row_bytes);
   for (const row_step& step : steps) {
