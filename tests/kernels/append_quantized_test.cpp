@@ -266,9 +266,12 @@ TEST_P(append_quantized_test, MisuseIsRefusedAndNothingWritten) {
   EXPECT_TRUE(refused(append({}, layer, source, source, good, slots.as<slot_t>(), -1, {}, nullptr)));
   EXPECT_TRUE(refused(gather({}, layer, batch, {}, target, good, {}, nullptr)));
   for (const source_rows& odd :
-       {source_rows{rows.as(1), 32, 16}, source_rows{rows.as(), 33, 16}, source_rows{rows.as(), 32, 15}}) {
-    EXPECT_TRUE(refused(append({}, layer, source, odd, good, slots.as<slot_t>(), 1, {}, nullptr)));
-    EXPECT_TRUE(refused(append({}, layer, odd, source, good, slots.as<slot_t>(), 1, {}, nullptr)));
+       {source_rows{rows.as(1), 32, 16}, source_rows{rows.as(), 35, 16}, source_rows{rows.as(), 34, 17}}) {
+    for (const status& answer : {append({}, layer, source, odd, good, slots.as<slot_t>(), 1, {}, nullptr),
+                                 append({}, layer, odd, source, good, slots.as<slot_t>(), 1, {}, nullptr)}) {
+      ASSERT_TRUE(refused(answer));
+      EXPECT_NE(answer.error().message().find("whole elements"), std::string::npos) << answer.error().message();
+    }
   }
   EXPECT_TRUE(refused(gather({}, layer, batch, target, {rows.as(1), 32, 16}, good, {}, nullptr)));
   layer_ref spoilt = layer;

@@ -143,6 +143,10 @@ TEST_P(append_test, TokensThatShareASlotAreEachReportedOnce) {
   for (slot_t slot = 64; slot < 64 + 5000; ++slot) slots.push_back(slot);
   for (const std::size_t repeat : {7U, 2050U, 4999U}) slots[repeat] = slots[5];
   slots[4500] = slots[2100];
+  // The first and the last of the pieces, of 2,048 each.
+  slots[4503] = slots[0];
+  slots[4504] = slots[2047];
+  slots[4505] = slots[2048];
   slots[4501] = -1;
   slots[4502] = -1;
   const std::vector<std::byte> zeros(slots.size() * 32);
@@ -155,7 +159,7 @@ TEST_P(append_test, TokensThatShareASlotAreEachReportedOnce) {
     ASSERT_TRUE(append({3}, cache.view().layer(0), source, source, device_slots.as<slot_t>(),
                        static_cast<std::int64_t>(slots.size()), faults.ref(), nullptr));
     const diagnostics found = faults.read();
-    EXPECT_EQ(found.count, 4U);
+    EXPECT_EQ(found.count, 7U);
     EXPECT_EQ(found.first, fault::duplicate_slot);
     EXPECT_EQ(found.value, slots[static_cast<std::size_t>(found.index)]);
   }
@@ -184,6 +188,15 @@ TEST_P(append_test, MisuseIsRefusedAndNothingWritten) {
     spoil(spoilt);
     EXPECT_TRUE(refused(append({}, spoilt, source, source, slots.as<slot_t>(), 1, {}, nullptr)));
   }
+  layer_ref largest = layer;
+  largest.value.num_heads = 2;
+  largest.value.row_bytes = 1 << 29;
+  largest.value.head_stride = 1 << 29;
+  largest.value.token_stride = 1 << 30;
+  largest.value.block_stride = std::int64_t{1} << 36;
+  const status answer = append({}, largest, source, source, slots.as<slot_t>(), 1, {}, nullptr);
+  ASSERT_FALSE(answer);
+  EXPECT_EQ(answer.error().value, 1 << 30) << answer.error().message();
   EXPECT_TRUE(append({}, layer, {}, {}, nullptr, 0, {}, nullptr)) << "no tokens need no pointers";
   cache.check();
 }

@@ -155,7 +155,8 @@ TEST_P(strides_test, APlaneWhoseRowsOverlapIsRefusedByEveryKernel) {
       const std::int64_t block = right.token_stride * 3 + row * right.num_heads;
       refused(with(&plane_ref::block_stride, block - 1), "block_stride", block - 1, block);
       refused(with(&plane_ref::block_stride, 1 - block), "block_stride", 1 - block, block);
-      for (const std::int64_t far : {std::numeric_limits<std::int64_t>::max(), std::numeric_limits<std::int64_t>::min()}) {
+      for (const std::int64_t far :
+           {std::numeric_limits<std::int64_t>::max(), std::numeric_limits<std::int64_t>::min(), std::int64_t{1} << 60}) {
         const layer_ref wrong = with(&plane_ref::block_stride, far);
         const status answer = call.run(wrong, call.rows, call.rows);
         ASSERT_FALSE(answer);

@@ -269,5 +269,27 @@ TEST_P(staging_test, ADeltaFillsABufferAndNoMore) {
   }
 }
 
+TEST_F(lazy_stream, LargerDeltasThanDirectBytesAreCopiedFirst) {
+  // A capture tells what was submitted.
+  const auto num_calls = [&](std::int64_t more) {
+    table_mirror_config config = mirror_of(decoding::config(), 8);
+    decoding sizes(decoding::config(), config);
+    config.direct_bytes = sizes.step().num_bytes() + more;
+    decoding run(decoding::config(), config);
+    const table_delta delta = run.step();
+    EXPECT_EQ(delta.num_bytes() + more, config.direct_bytes);
+    cudaGraph_t graph = nullptr;
+    EXPECT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), cudaSuccess);
+    EXPECT_TRUE(run.mirror.apply({}, delta, {}, stream_));
+    EXPECT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
+    std::size_t count = 0;
+    EXPECT_EQ(cudaGraphGetNodes(graph, nullptr, &count), cudaSuccess);
+    EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+    return count;
+  };
+  EXPECT_EQ(num_calls(0), num_calls(1 << 20));
+  EXPECT_EQ(num_calls(-1), num_calls(0) + 1);
+}
+
 }  // namespace
 }  // namespace pagedkv::testing

@@ -351,17 +351,35 @@ TEST_P(table_mirror_test, ABatchWhoseRowsCannotBeIsRefusedAndNothingWritten) {
 }
 
 TEST_P(table_mirror_test, MorePagesThanTheCsrFormHoldsAreRefused) {
-  table_mirror_config config = mirror_of(small_cache(), 64);
-  config.max_csr_entries = 3;
-  mirrored_cache with(where(), small_cache(), config);
-  const std::vector<step_entry> entries{{with.cache.add().value(), 8}, {with.cache.add().value(), 5}};
-  const step_plan plan = with.cache.step(entries).value();
-  const table_delta delta = with.builder.build(with.cache, entries, plan).value();
-  const status answer = with.mirror.apply({}, delta, {}, nullptr);
-  ASSERT_FALSE(answer);
-  EXPECT_EQ(answer.error().value, 4);
-  EXPECT_EQ(answer.error().limit, 3);
-  EXPECT_EQ(with.row(0), ints(4, 0));
+  kv_cache_config cache = small_cache();
+  cache.groups.push_back({.block_size = 3});
+  const auto expect_pages = [&](const batch_padding& padding, std::int32_t group, std::int32_t num_pages) {
+    for (const std::int32_t less : {1, 0}) {
+      SCOPED_TRACE(less);
+      table_mirror_config config = mirror_of(cache, 64);
+      config.max_csr_entries = num_pages - less;
+      mirrored_cache with(where(), cache, config);
+      const std::vector<step_entry> entries{{with.cache.add().value(), 8}, {with.cache.add().value(), 5}};
+      if (less == 0) {
+        with.step(entries, padding);
+        continue;
+      }
+      const step_plan plan = with.cache.step(entries).value();
+      const table_delta delta = with.builder.build(with.cache, entries, plan, padding).value();
+      const status answer = with.mirror.apply({}, delta, {}, nullptr);
+      ASSERT_FALSE(answer);
+      EXPECT_EQ(answer.error().value, num_pages);
+      EXPECT_EQ(answer.error().limit, num_pages - 1);
+      EXPECT_EQ(answer.error().index, group);
+      EXPECT_EQ(with.row(0), ints(with.mirror.view().groups[0].table_width, 0));
+    }
+  };
+  expect_pages({}, 1, 3 + 2);  // of 3 tokens; of 4 there are two and two
+  expect_pages({.num_rows = 4}, 1, 3 + 2);
+  expect_pages({.num_rows = 4, .length = 1}, 1, 3 + 2 + 2);
+  cache.groups[1].block_size = 4;
+  cache.groups[0].block_size = 2;
+  expect_pages({.num_rows = 3, .length = 1}, 0, 4 + 3 + 1);
 }
 
 TEST_P(table_mirror_test, ConfigurationsThatCannotBeAreRefused) {
@@ -387,6 +405,9 @@ TEST_P(table_mirror_test, ConfigurationsThatCannotBeAreRefused) {
   refused([](auto& c) { c.max_batch_tokens = 0; });
   refused([](auto& c) { c.max_csr_entries = -1; });
   refused([](auto& c) { c.num_staging_buffers = 0; });
+  const result<table_mirror> nowhere = table_mirror::reserve_cuda(mirror_of(small_cache(), 64), 99);
+  ASSERT_FALSE(nowhere);
+  EXPECT_EQ(nowhere.error().code, errc::cuda_unavailable) << "no device has that number";
 }
 
 }  // namespace
