@@ -106,7 +106,7 @@ void block_pool::set_findable(block_id block, bool findable) noexcept {
 }
 
 status block_pool::retire(epoch_t epoch) noexcept {
-  if (is_after(epoch, epoch_)) {
+  if (is_after(epoch, epoch_) || epoch_ - epoch > num_begun_) {
     return error{.code = errc::invalid_argument,
                  .what = "an epoch that has not begun cannot be retired: give one that begin_step() returned",
                  .value = static_cast<std::int64_t>(epoch),

@@ -24,6 +24,8 @@ const kv_cache_config& checked(const kv_cache_config& config) {
     require(group.block_size >= 1, "block_size must be at least 1", group.block_size, 1);
     require(group.window >= 0, "a window sees at least 1 token, or 0 for all", group.window, 0);
     require(group.sink_tokens >= 0, "sink_tokens must not be negative", group.sink_tokens, 0);
+    require(group.sink_tokens <= int32_max - group.block_size, "sink_tokens, rounded up to blocks, must fit int32",
+            group.sink_tokens, int32_max - group.block_size);
     require(group.sink_tokens == 0 || group.window > 0, "sink_tokens belong to a window: full attention sees all tokens",
             group.sink_tokens, 0);
     require(group.window == 0 || config.has_null_block, "a window needs the null block, for positions that left it",
@@ -62,8 +64,12 @@ std::int64_t total_entries(const kv_cache_config& config) {
 /// step's changes are still on loan.
 std::int64_t most_changes(const kv_cache_config& config) { return 2 * (config.num_blocks + 3 * total_entries(config)); }
 
-/// Contents that may be declared wrong until everything is given up once. Memory only for those that are.
-std::int64_t most_superseded(const kv_cache_config& config) { return 65'536 + config.num_blocks + config.max_sequences; }
+/// After so many contents that were declared wrong everything is given up once. One call adds what blocks and sequences can
+/// have.
+constexpr std::int64_t many_superseded = 65'536;
+std::int64_t most_superseded(const kv_cache_config& config) {
+  return many_superseded + 2 * config.num_blocks + 4 * std::int64_t{config.max_sequences};
+}
 
 /// More tokens than slots cannot be scheduled at once.
 std::int64_t most_slots(const kv_cache_config& config) {
@@ -119,6 +125,7 @@ kv_cache::kv_cache(const kv_cache_config& config)
       sequences_(config.max_sequences),
       free_sequences_(config.max_sequences),
       relatives_(config.num_blocks, "the blocks' rings do not fit: lower num_blocks"),
+      former_heads_(config.prefix_sharing ? config.num_blocks : 1, "the blocks' rings do not fit: lower num_blocks"),
       chains_(config.prefix_sharing ? std::int64_t{config.max_sequences} * links_per_row_ : 1, rows_do_not_fit),
       keys_(config.prefix_sharing ? std::int64_t{config.max_sequences} * links_per_row_ : 1, rows_do_not_fit),
       looked_up_links_(config.prefix_sharing ? links_per_row_ : 0),
@@ -316,17 +323,24 @@ void kv_cache::release_blocks(std::span<const block_id> blocks, eviction_priorit
 /// Before the last reference of a block goes: what nobody can find is nothing worth keeping, and of several copies one is kept,
 /// as young as the one released last.
 void kv_cache::settle_content(block_id block) noexcept {
-  if (index_->is_withdrawn(block)) index_->forget(block);
+  if (index_->is_withdrawn(block)) forget_content(block);
   if (!index_->is_copy(block)) return;
   const block_id original = index_->original_of(block);
+  if (pool_.is_marked(block) || pool_.is_marked(original)) relate(block, original);
   if (pool_.references(original) == 0) {
-    index_->forget(original);
+    forget_content(original);
     pool_.inherit_priority(index_->is_copy(block) ? index_->original_of(block) : block, original);
     pool_.set_findable(original, false);
   }
   if (!index_->is_copy(block)) return;
-  index_->forget(block);
+  forget_content(block);
   pool_.set_findable(block, false);
+}
+
+/// A block's content is not that any more; of one that others are related to, invalidate() may still have to know what it was.
+void kv_cache::forget_content(block_id block) noexcept {
+  if (pool_.is_marked(block) && index_->has_content(block)) former_heads_[to_int(block)] = index_->head(block);
+  index_->forget(block);
 }
 
 // ---- one step
@@ -478,14 +492,18 @@ result<step_plan> kv_cache::step(std::span<const step_entry> entries) noexcept {
                    .replaced_rows = replaced_rows_};
 }
 
-/// Remembers that blocks begin with the same tokens, computed once or twice. Who was in a ring and has been taken again since
-/// is not marked any more.
+/// From now on relatives_ and former_heads_ are kept for a block, until it is taken again.
+void kv_cache::mark(block_id block) noexcept {
+  if (pool_.is_marked(block)) return;
+  pool_.mark(block);
+  relatives_.leave(block);
+  if (index_) former_heads_[to_int(block)] = {};
+}
+
+/// Remembers that blocks begin with the same tokens, computed once or twice.
 void kv_cache::relate(block_id block, block_id other) noexcept {
-  for (const block_id related : {block, other}) {
-    if (pool_.is_marked(related)) continue;
-    relatives_.leave(related);
-    pool_.mark(related);
-  }
+  mark(block);
+  mark(other);
   relatives_.unite(block, other);
 }
 
@@ -503,7 +521,8 @@ void kv_cache::make_tail_private(group& in, std::int32_t row_index) noexcept {
   row_state& row = in.rows[row_index];
   if (row.tail_room > 0 && index_) {
     const block_id tail = in.table.row(row_index)[row.num_blocks - 1];
-    index_->forget(tail);
+    if (index_->has_content(tail)) mark(tail);
+    forget_content(tail);
     pool_.set_findable(tail, false);
   }
   row.tail_is_private = true;
@@ -704,7 +723,7 @@ void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequenc
     if (index_->num_superseded() > 0 && has_content(entries[k]) && index_->identity(entries[k]) != identity &&
         was_chained(index_->identity(entries[k]), row, end, content)) {
       // What a fork published it as is out of use.
-      index_->forget(entries[k]);
+      forget_content(entries[k]);
       pool_.set_findable(entries[k], false);
     }
     index_->prefetch(group_index, identity, entries[k]);
@@ -735,7 +754,7 @@ void kv_cache::publish_pending() noexcept {
     const block_id same = index_->find(content.group, content.identity, content.tokens);
     if (same != not_found && config_.merge_duplicates) {
       // Forks keep the duplicate, and what was computed so far was computed from it.
-      if (pool_.references(entry) > 1) relate(entry, same);
+      if (pool_.references(entry) > 1 || pool_.is_marked(entry)) relate(entry, same);
       (void)pool_.share(same);
       (void)pool_.release({&entry, 1});
       entry = same;
@@ -958,13 +977,14 @@ status kv_cache::evict(std::span<const block_id> blocks) noexcept {
 // table. A copy that a step planned begins with what it was copied from, whatever came behind: it is as bad.
 result<std::span<const tainted_sequence>> kv_cache::invalidate(std::span<const block_id> blocks) noexcept {
   if (status sound = check_blocks(blocks); !sound) return sound.error();
-  const std::int64_t most_now = std::min<std::int64_t>(std::ssize(blocks), config_.num_blocks) + config_.max_sequences;
-  if (index_ && index_->num_superseded() + most_now > most_superseded(config_)) reset();
   const std::uint64_t earlier = index_ ? index_->num_supersede_calls() : 0;
   const std::uint32_t is_bad = take_marks(1);
   const auto declare_bad = [&](block_id block) {
     seen_[to_int(block)] = is_bad;
-    if (!index_ || !index_->has_content(block)) return;
+    if (!index_) return;
+    if (pool_.is_marked(block) && former_heads_[to_int(block)] != block_identity{})
+      index_->supersede(former_heads_[to_int(block)]);
+    if (!index_->has_content(block)) return;
     index_->supersede(index_->head(block));
     withdraw(block);
   };
@@ -1004,6 +1024,7 @@ result<std::span<const tainted_sequence>> kv_cache::invalidate(std::span<const b
     withdraw_from(static_cast<std::int32_t>(row), sequence.tainted_from);
     tainted_.push_back({{static_cast<std::uint32_t>(row), sequence.generation}, sequence.tainted_from});
   }
+  if (index_ && index_->num_superseded() > many_superseded) reset();
   return std::span<const tainted_sequence>(tainted_);
 }
 
@@ -1014,8 +1035,13 @@ std::int32_t kv_cache::first_bad_token(std::int32_t row, std::uint32_t is_bad, s
     const std::span<const block_id> entries = in.table.row(row).first(in.rows[row].num_blocks);
     const auto bad =
         std::find_if(entries.begin(), entries.end(), [&](block_id block) { return seen_[to_int(block)] == is_bad; });
-    if (bad == entries.end()) continue;
-    first = std::min(first, static_cast<std::int32_t>(bad - entries.begin()) * in.config.block_size);
+    if (bad != entries.end()) first = std::min(first, static_cast<std::int32_t>(bad - entries.begin()) * in.config.block_size);
+    // What a fork published and the sequence has not said yet.
+    for (std::size_t k = in.rows[row].num_published; index_ && k < entries.size(); ++k) {
+      if (!has_content(entries[k]) || !index_->is_superseded(index_->head(entries[k]), earlier)) continue;
+      first = std::min(first, static_cast<std::int32_t>(k) * in.config.block_size);
+      break;
+    }
   }
   for (std::int32_t link = 0; link < std::min(sequences_[row].num_links, first / key_span_); ++link) {
     if (index_->is_superseded(chains_[std::int64_t{row} * links_per_row_ + link], earlier)) return link * key_span_;
@@ -1049,7 +1075,7 @@ void kv_cache::withdraw(block_id block) noexcept {
   if (pool_.references(block) > 0) {
     index_->withdraw(block);
   } else {
-    index_->forget(block);
+    forget_content(block);
   }
   pool_.set_findable(block, false);
 }

@@ -359,7 +359,7 @@ TEST(Epochs, WhatNeverBeganIsNotRetired) {
 
   const epoch_t epoch = cache.begin_step();
   cache.release(grown(cache, 4)).value();
-  for (const epoch_t never : {epoch + 1, epoch + 1'000, epoch + 0x7fff'ffffU}) {
+  for (const epoch_t never : {epoch + 1, epoch + 1'000, epoch + 0x7fff'ffffU, 0x8000'0002U, 0xffff'ffffU}) {
     EXPECT_FALSE(cache.retire(never)) << never;
     EXPECT_EQ(cache.statistics().held_blocks, 1);
   }

@@ -196,9 +196,7 @@ TEST_P(invalidation, ADuplicateThatWasMergedAwayTaintsWhoComputedFromIt) {
   EXPECT_EQ(found(cache, prompt(9)), 0);
 }
 
-// Whoever shares what a fork published, before it says so itself, publishes it again once that content is declared wrong
-// elsewhere.
-TEST_P(invalidation, WhatAForkPublishedOfContentThatIsOutOfUseIsPublishedAnew) {
+TEST_P(invalidation, WhoHoldsWhatAForkPublishedIsNamedThoughItSaidNothing) {
   kv_cache cache(config());
   const sequence_handle a = grown(cache, 8);
   const sequence_handle b = cache.fork(a).value();
@@ -206,11 +204,58 @@ TEST_P(invalidation, WhatAForkPublishedOfContentThatIsOutOfUseIsPublishedAnew) {
   finish(cache, b);
   cache.evict(std::vector{block_of(cache, a, 0)}).value();
   const sequence_handle other = computed(cache, prompt(4));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, other, 0)}), (tainted{{other, 0}}));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, other, 0)}), (tainted{{a, 0}, {other, 0}})) << "it holds that content";
   EXPECT_EQ(found(cache, prompt(9)), 0);
+  cache.truncate(a, 0).value();
   compute(cache, a, prompt(8));
   EXPECT_EQ(found(cache, prompt(9)), 8);
   EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(9)}).value().sequence), table_of(cache, a));
+}
+
+// Slots 0 to 2 of the rewritten block are those of the content that others were computed from.
+TEST_P(invalidation, WhatABlockHeldBeforeItWasRewrittenIsWrongToo) {
+  for (const bool is_published_again : {false, true}) {
+    kv_cache cache(config());
+    const sequence_handle a = computed(cache, prompt(8));
+    cache.truncate(a, 3).value();
+    text other_end = prompt(4);
+    other_end[3] = 99;
+    (void)cache.step({{a, 1}}).value();
+    if (is_published_again) cache.commit(a, {.tokens = other_end}).value();
+    EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
+    const sequence_handle b = computed(cache, prompt(4));
+    EXPECT_EQ(found(cache, prompt(9)), 4);
+    finish(cache, b);
+  }
+}
+
+TEST_P(invalidation, ACopyThatWasMergedAwayTaintsWhoComputedFromIt) {
+  kv_cache cache(config());
+  const sequence_handle other = computed(cache, prompt(4));
+  const sequence_handle a = grown(cache, 1);
+  const sequence_handle b = cache.fork(a).value();
+  (void)cache.step({{b, 7}}).value();
+  compute(cache, b, prompt(8));
+  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{other, 0}, {a, 0}, {b, 0}}));
+  EXPECT_EQ(found(cache, prompt(9)), 0);
+}
+
+TEST_P(invalidation, WhatACopyHeldIsWrongTooOnceItIsEvicted) {
+  kv_cache cache(config());
+  const sequence_handle a = grown(cache, 1);
+  const sequence_handle b = cache.fork(a).value();
+  (void)cache.step({{a, 7}, {b, 3}}).value();
+  text other_end = prompt(4, 50);
+  other_end[0] = 1;
+  compute(cache, a, prompt(8));
+  compute(cache, b, other_end);
+  const std::vector first{block_of(cache, a, 0)};
+  finish(cache, a);
+  cache.evict(first).value();
+  EXPECT_EQ(invalidate(cache, {block_of(cache, b, 0)}), (tainted{{b, 0}}));
+  const sequence_handle c = computed(cache, prompt(4));
+  EXPECT_EQ(found(cache, prompt(9)), 4);
+  finish(cache, c);
 }
 
 TEST_P(invalidation, EveryGroupForgetsWhatFollows) {

@@ -59,7 +59,7 @@ class PAGEDKV_PUBLIC block_pool {
 
   /// With deferred release: what is released from now on waits for retire() of the epoch returned, 1 the first time. What was
   /// released before belongs to epoch 0. O(1).
-  epoch_t begin_epoch() noexcept { return ++epoch_; }
+  epoch_t begin_epoch() noexcept { return epoch_ = static_cast<epoch_t>(++num_begun_); }
   /// Everything released in epochs up to `epoch` may be reused; of what becomes free, the tail of the earliest release first.
   /// invalid_argument: an epoch that has not begun; nothing changed. O(blocks that were held).
   status retire(epoch_t epoch) noexcept;
@@ -206,7 +206,8 @@ class PAGEDKV_PUBLIC block_pool {
   bool deferred_release_;
   std::int32_t num_cached_ = 0;
   std::int32_t num_held_ = 0;
-  epoch_t epoch_ = 0;
+  std::uint64_t num_begun_ = 0;
+  epoch_t epoch_ = 0;              // the latest one
   epoch_t retired_ = ~epoch_t{0};  // the latest one: before epoch 0 at first
   std::vector<node> nodes_;        // [num_blocks], then the sentinels: one list per priority, and what is held
   std::vector<block_id> free_;     // a stack with room for all

@@ -136,7 +136,7 @@ struct block_need {
 struct admission {
   enum class time : std::uint8_t {
     now,            ///< It fits.
-    after_retire,   ///< It fits once all begun epochs are retired, whether their steps had work for a device or not.
+    after_retire,   ///< It fits once what is held is retired: at the latest by retire(begin_step()) with an idle device.
     after_release,  ///< Sequences must end, or be preempted, first; what they held may have to be retired then.
     never,          ///< It does not fit an empty cache, or add() would refuse it: refuse it too.
   };
@@ -221,7 +221,8 @@ class PAGEDKV_PUBLIC kv_cache {
   /// Says what the first content.tokens.size() tokens of sequences are: they are computed and certain. Publishes the blocks
   /// they fill (with prefix_sharing), then releases what left a window. Best called once a step for all its sequences: cold
   /// lines are fetched together.
-  /// Forks that contradict each other within one call: the first one's tokens count, the other publishes no more.
+  /// Forks that contradict each other within one call: the first one's tokens count, the other publishes no more. A duplicate
+  /// that a fork keeps is merged too: a cached block is then referenced again, and no block comes back for it.
   /// @return with nothing changed, and `index` saying which entry: stale_sequence; invalid_argument: a sequence repeated,
   ///         fewer tokens than were committed, more than the sequence holds, another namespace, extra_keys of the wrong
   ///         length, or other keys than were said before (of key_span() tokens that were all there then; while the sequence
@@ -251,10 +252,13 @@ class PAGEDKV_PUBLIC kv_cache {
 
   /// With deferred_release: what is released from now on is held until retire() of the epoch returned. Called before step().
   /// Every epoch must be retired, also one whose step was refused or had no work for a device: what was released in it is held
-  /// all the same. Epochs count from 1; what is released before the first belongs to epoch 0. O(1).
+  /// all the same. What is released after retire(), before the next begin_step(), belongs to the epoch that was retired: it
+  /// waits for that epoch again, or a later one; an idle engine calls retire(begin_step()). Epochs count from 1; what is
+  /// released before the first belongs to epoch 0. O(1).
   epoch_t begin_step() noexcept { return pool_.begin_epoch(); }
-  /// The device is done with all steps up to `epoch`: what they released may be reused. An epoch that is retired already
-  /// changes nothing. invalid_argument: an epoch that has not begun; nothing changed. Cost: O(blocks held by them).
+  /// The device is done with all steps up to `epoch`: what they released may be reused. An epoch that was retired
+  /// before frees what was released in it since. invalid_argument: an epoch that has not begun; nothing changed. Cost: O(blocks
+  /// held by them).
   status retire(epoch_t epoch) noexcept { return pool_.retire(epoch); }
 
   /// Gives the room of blocks back whose content is right: they cannot be found any more, those without references become free;
@@ -268,13 +272,15 @@ class PAGEDKV_PUBLIC kv_cache {
   /// or whose tokens were computed from its content, are tainted: they publish nothing behind first_token until they are
   /// truncated to no more than that; then what they compute again is published like any other. Their forks are tainted as well.
   ///
-  /// What was cached behind the content stays in its place, unreachable, until it is evicted.
+  /// Copies that steps planned, duplicates that were merged, and what a block held before it was last rewritten count as the
+  /// block. Not reached is what was computed from a block that has been reused since, or that left the window of a sequence
+  /// that publishes nothing. What was cached behind the content stays in its place, unreachable, until it is evicted.
   /// @param blocks  host: any blocks of the pool, published or not, referenced or not.
   /// @return the sequences tainted by these blocks, each once; borrowed until the next call. invalid_block: `index` is null or
   ///         foreign; nothing changed.
   /// Cost: O(blocks + table entries of the live sequences), and one look-up for each key_span() tokens that they published;
   /// later look-ups and commits one probe of a small table per key_span() tokens; nothing in step(). Some 65,536
-  /// different contents are remembered; then the next call does first what reset() does.
+  /// different contents are remembered; a call that makes them more does at last what reset() does.
   [[nodiscard]] result<std::span<const tainted_sequence>> invalidate(std::span<const block_id> blocks) noexcept;
 
   /// evict() for every block, or for those of one namespace. Sequences that live keep their blocks, and publish no more: what
@@ -307,7 +313,8 @@ class PAGEDKV_PUBLIC kv_cache {
   /// at their worst. Cost: as their add().
   [[nodiscard]] std::int32_t how_many_fit(std::span<const sequence_tokens> requests,
                                           std::int32_t in_flight = whole_prompt) const noexcept;
-  /// Whether a sequence of `num_tokens` tokens (>= 1) would fit an empty cache. What cannot must be refused, not retried.
+  /// Whether a sequence of `num_tokens` tokens (>= 1) would fit an empty cache. What cannot must be refused, not retried. Exact
+  /// for one group; several with windows are each counted at its own fullest moment.
   /// O(groups).
   [[nodiscard]] bool can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight = whole_prompt) const noexcept;
   /// What can_fit_now() answers, with the reason. Cost: as that.
@@ -328,7 +335,7 @@ class PAGEDKV_PUBLIC kv_cache {
   /// Tokens per extra key: the greatest common divisor of the block sizes.
   [[nodiscard]] std::int32_t key_span() const noexcept { return key_span_; }
   /// What a hit of add() is a multiple of, in tokens: the least common multiple of the block sizes. Groups of 16 and 17 share
-  /// nothing below 272 tokens.
+  /// nothing below 272 tokens. At most 2^31 - 1.
   [[nodiscard]] std::int64_t hit_granularity() const noexcept { return alignment_; }
   [[nodiscard]] std::int32_t available_blocks() const noexcept { return pool_.available_blocks(); }
 
@@ -471,6 +478,8 @@ class PAGEDKV_PUBLIC kv_cache {
   [[nodiscard]] bool may_be_read(block_id block) const noexcept;
   void undo_planned_copies() noexcept;
   void take(std::span<block_id> blocks) noexcept;
+  void forget_content(block_id block) noexcept;
+  void mark(block_id block) noexcept;
   void relate(block_id block, block_id other) noexcept;
   void make_tail_private(group& in, std::int32_t row) noexcept;
   void extend(std::int32_t group_index, std::int32_t row, std::int32_t num_tokens) noexcept;
@@ -506,6 +515,7 @@ class PAGEDKV_PUBLIC kv_cache {
   std::vector<sequence_state> sequences_;        // [max_sequences]
   std::vector<std::uint32_t> free_sequences_;    // a stack of rows, never longer than at first
   block_rings relatives_;                        // [num_blocks]: blocks that begin as one another's copies; of marked ones only
+  lazy_array<block_identity> former_heads_;      // [num_blocks]: of what marked ones held before; 0: none
   lazy_array<block_identity> chains_;            // [max_sequences, links_per_row_]: of the tokens it published
   lazy_array<std::uint64_t> keys_;               // [max_sequences, links_per_row_]: as said
   mutable std::vector<block_identity> looked_up_links_;  // [links_per_row_]: of content that no sequence has
