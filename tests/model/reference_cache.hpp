@@ -348,9 +348,8 @@ class reference_cache {
     std::set<content> wrong;
     for (const int id : declared) {
       const block& bad = blocks_[id];
-      if (bad.is == knowledge::unknown) continue;
-      const std::ptrdiff_t first = std::ssize(bad.holds) - 1 - std::ptrdiff_t{bad.num_links} * link_size();
-      wrong.insert(content(bad.holds.begin() + 1, bad.holds.begin() + 1 + first + link_size()));
+      if (bad.relatives && !bad.held_before.empty()) wrong.insert(bad.held_before);
+      if (bad.is != knowledge::unknown) wrong.insert(first_of(bad));
     }
     std::map<std::uint64_t, int> first_bad;  // tokens of sequences
     for (bool is_spreading = true; is_spreading;) {
@@ -619,6 +618,7 @@ class reference_cache {
     content holds = {};
     int num_links = 0;                                 // of its own, at the end of `holds`
     std::shared_ptr<std::vector<int>> relatives = {};  // that began as one another's copies, it among them
+    content held_before = {};                          // first_of() it, before it was forgotten last
   };
   struct sequence {
     int length = 0;
@@ -702,12 +702,22 @@ class reference_cache {
     return history;
   }
 
+  /// The history up to the first link of what a block holds.
+  content first_of(const block& of) const {
+    const std::ptrdiff_t first = std::ssize(of.holds) - 1 - std::ptrdiff_t{of.num_links} * link_size();
+    return {of.holds.begin() + 1, of.holds.begin() + 1 + first + link_size()};
+  }
+
   /// The first token of a sequence in a bad block or behind a wrong history; its length where there is none.
   int first_bad_token(const sequence& of, const std::set<int>& bad, const std::set<content>& wrong) const {
     int first = of.length;
     for (int g = 0; g < num_groups(); ++g) {
       for (int k = 0; k < std::ssize(of.tables[g]); ++k) {
-        if (bad.contains(of.tables[g][k])) first = std::min(first, k * config_.groups[g].block_size);
+        const int id = of.tables[g][k];
+        const bool is_unsaid = k >= of.published[g] && id != null_entry && blocks_[id].is != knowledge::unknown;
+        if (bad.contains(id) || (is_unsaid && wrong.contains(first_of(blocks_[id])))) {
+          first = std::min(first, k * config_.groups[g].block_size);
+        }
       }
     }
     for (int links = 1; links * link_size() < std::ssize(of.history); ++links) {
@@ -808,6 +818,7 @@ class reference_cache {
     index_[holds].push_back(id);
   }
   void forget(int id) {
+    if (blocks_[id].relatives && blocks_[id].is != knowledge::unknown) blocks_[id].held_before = first_of(blocks_[id]);
     if (blocks_[id].is == knowledge::said) {
       std::vector<int>& holders = index_.at(blocks_[id].holds);
       events_.duplicates_indexed += holders.front() == id && holders.size() > 1;
@@ -872,6 +883,7 @@ class reference_cache {
     const content holds = settled.holds;
     const int older = *find(holds);
     if (older == id) return;
+    if (blocks_[id].relatives || blocks_[older].relatives) relate(id, older);
     if (blocks_[older].references == 0) {
       give_up(older);
       block& heir = blocks_[*find(holds)];
@@ -948,14 +960,20 @@ class reference_cache {
       ++events_.copies;
     } else {
       events_.writes_to_indexed_blocks += blocks_[tail].is == knowledge::said;
+      if (config_.prefix_sharing && blocks_[tail].is != knowledge::unknown) mark(tail);
       forget(tail);
     }
   }
 
+  void mark(int id) {
+    if (blocks_[id].relatives) return;
+    blocks_[id].relatives = std::make_shared<std::vector<int>>(1, id);
+    blocks_[id].held_before.clear();
+  }
+
   void relate(int a, int b) {
-    for (const int id : {a, b}) {
-      if (!blocks_[id].relatives) blocks_[id].relatives = std::make_shared<std::vector<int>>(1, id);
-    }
+    mark(a);
+    mark(b);
     if (blocks_[a].relatives == blocks_[b].relatives) return;
     const auto joined = blocks_[a].relatives;
     const auto joining = blocks_[b].relatives;
@@ -1014,7 +1032,7 @@ class reference_cache {
       if (!committed.publishes) continue;
       const std::optional<int> holder = find(holds);
       if (holder && config_.merge_duplicates) {
-        if (blocks_[table[k]].references > 1) relate(table[k], *holder);
+        if (blocks_[table[k]].references > 1 || blocks_[table[k]].relatives) relate(table[k], *holder);
         const int duplicate = std::exchange(table[k], *holder);
         share(*holder);
         release_blocks({duplicate}, eviction_priority::normal);
