@@ -648,12 +648,12 @@ bool kv_cache::agrees(const group& in, std::int32_t row, const sequence_tokens& 
     const auto said = content.tokens.subspan(static_cast<std::size_t>(last) * size, size);
     if (!std::ranges::equal(said, std::span(index_->tokens(entries[last]), size))) return false;
   }
+  sequences_[row].num_former_links = sequences_[row].num_links;
+  if (!sequences_[row].publishes) return true;  // nothing will be taken from what it says
   const std::int32_t full = in.table.logical_block(static_cast<std::int32_t>(content.tokens.size()));
   // The last block that a fork published, of those that are sound.
   std::int32_t recorded = std::min(full, sequences_[row].tainted_from / size);
   while (recorded > state.num_published && !has_content(entries[recorded - 1])) --recorded;
-  sequences_[row].num_former_links = sequences_[row].num_links;
-  if (!sequences_[row].publishes) return true;  // nothing will be taken from what it says
   // What the sequence has not published is chained again by publish(): the links behind its own are scratch until then.
   token_chain chain{chain_of(row), sequences_[row].num_links};
   for (std::int32_t k = state.num_published; k < recorded; ++k) {
@@ -732,7 +732,7 @@ void kv_cache::publish(std::int32_t group_index, std::int32_t row, const sequenc
                         k,
                         {.group = group_index,
                          .identity = identity,
-                         .head = &chain.links[k * in.links_per_block],
+                         .head = &chain.links[std::ptrdiff_t{k} * in.links_per_block],
                          .tokens = content.tokens.subspan(static_cast<std::size_t>(k) * size, size),
                          .name_space = content.name_space}});
   }

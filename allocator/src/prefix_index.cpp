@@ -86,6 +86,7 @@ void prefix_index::supersede(const block_identity& identity) noexcept {
   successor& named = successors_[place_of(identity)];
   ++num_supersede_calls_;
   if (!is_taken(named)) {
+    if (2 * num_superseded_ >= successors_mask_) return;  // more than it is built for
     // One byte longer than it needs to be: no chain hashes an odd number of bytes, whatever its tokens are.
     std::byte message[3 * sizeof(std::uint64_t) + 1] = {};
     std::memcpy(message, &identity, sizeof identity);

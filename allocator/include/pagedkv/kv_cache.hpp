@@ -348,7 +348,7 @@ class PAGEDKV_PUBLIC kv_cache {
   [[nodiscard]] std::string dump_json() const;
   /// corrupted: which equation fails. For tests and debugging: O(num_blocks + table entries), uses the heap.
   ///   free + cached + held + referenced + null = num_blocks;  sum of non-null table entries = sum of reference counts;
-  ///   each sequence has exactly the blocks its lengths and windows need;  findable = indexed.
+  ///   each sequence has exactly the blocks its lengths and windows need;  findable = indexed, or a copy of an indexed block.
   [[nodiscard]] status validate() const;
 
  private:
