@@ -87,23 +87,38 @@ inline bool meets(const std::array<row_step, 3>& steps, std::size_t count, std::
   return false;
 }
 
-/// Whether keys and values of one layer share bytes. Known only where both have the same strides, as in one tensor; there a
-/// stride that is wrong leads from one to the other.
-inline status check_planes_apart(const layer_ref& layer) noexcept {
-  const plane_ref& key = layer.key;
-  const plane_ref& value = layer.value;
-  const bool is_alike = key.block_stride == value.block_stride && key.token_stride == value.token_stride &&
-                        key.head_stride == value.head_stride && key.num_heads == value.num_heads;
-  if (!is_alike) return {};
+/// Rows of one plane, in the cache or outside.
+struct row_set {
+  const void* base = nullptr;
+  std::int64_t row_bytes = 0;
+  std::array<row_step, 3> steps;
+};
+
+/// Whether keys and values, each of which lie apart, share bytes: known of all their rows where both have the same strides, as
+/// in one tensor, in which a wrong stride leads from one to the other; else of the first rows.
+inline status check_apart(const row_set& keys, const row_set& values, const char* overlap) noexcept {
   const auto distance =
-      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(value.base) - reinterpret_cast<std::uintptr_t>(key.base));
-  std::array<row_step, 3> steps = steps_of(key, layer.num_blocks, layer.block_size);
-  std::int64_t reach = std::max(key.row_bytes, value.row_bytes);
-  for (const row_step& step : steps) reach += static_cast<std::int64_t>(magnitude_of(step.stride)) * (step.count - 1);
+      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(values.base) - reinterpret_cast<std::uintptr_t>(keys.base));
+  std::int64_t reach = std::max(keys.row_bytes, values.row_bytes);
+  bool is_alike = true;
+  for (std::size_t i = 0; i < keys.steps.size(); ++i) {
+    const row_step& step = keys.steps[i];
+    is_alike = is_alike && step.count == values.steps[i].count && (step.count <= 1 || step.stride == values.steps[i].stride);
+    reach += static_cast<std::int64_t>(magnitude_of(step.stride)) * (step.count - 1);
+  }
   if (distance >= reach || -distance >= reach) return {};  // seen without a division, as most are
+  std::array<row_step, 3> steps = keys.steps;
   sort(steps);
-  if (!meets(steps, steps.size(), distance, key.row_bytes, value.row_bytes)) return {};
-  return invalid("keys and values of the layer overlap: strides are in bytes, not elements", distance);
+  if (!meets(steps, is_alike ? steps.size() : 0, distance, keys.row_bytes, values.row_bytes)) return {};
+  return invalid(overlap, distance);
+}
+
+inline status check_planes_apart(const layer_ref& layer) noexcept {
+  const auto rows_of = [&](const plane_ref& plane) {
+    return row_set{plane.base, plane.row_bytes, steps_of(plane, layer.num_blocks, layer.block_size)};
+  };
+  return check_apart(rows_of(layer.key), rows_of(layer.value),
+                     "keys and values of the layer overlap: strides are in bytes, not elements");
 }
 
 /// Rows outside the cache, that are read for a plane (append). They may share bytes where a stride is 0: one row for many.
@@ -116,12 +131,23 @@ status check_source(const Rows& rows, const plane_ref& plane, std::int64_t num_r
       row_bytes);
 }
 
-/// The same that are written (gather), and may not.
+/// Rows outside the cache that are written (gather): none shares bytes with another.
 template <class Rows>
-status check_target(const Rows& rows, const plane_ref& plane, std::int64_t num_rows, std::int64_t row_bytes) noexcept {
-  return check_apart(std::array<row_step, 2>{{{plane.num_heads, rows.head_stride, short_head_stride},
-                                              {num_rows, rows.token_stride, short_token_stride}}},
-                     row_bytes);
+status check_targets(const Rows& key, const Rows& value, const layer_ref& layer, std::int64_t num_rows,
+                     std::int64_t key_row_bytes, std::int64_t value_row_bytes) noexcept {
+  const auto rows_of = [&](const Rows& rows, const plane_ref& plane, std::int64_t row_bytes) {
+    return row_set{rows.data,
+                   row_bytes,
+                   {{{plane.num_heads, rows.head_stride, short_head_stride},
+                     {num_rows, rows.token_stride, short_token_stride},
+                     {1, 0, ""}}}};
+  };
+  const row_set keys = rows_of(key, layer.key, key_row_bytes);
+  const row_set values = rows_of(value, layer.value, value_row_bytes);
+  for (const row_set* rows : {&keys, &values}) {
+    if (status valid = check_apart(rows->steps, rows->row_bytes); !valid) return valid;
+  }
+  return check_apart(keys, values, "outputs of keys and values overlap: strides are in bytes, not elements");
 }
 
 }  // namespace pagedkv

@@ -289,17 +289,18 @@ TEST_P(append_row_scales_test, MisuseIsRefusedAndNothingWritten) {
   const separate_tensors cache(where(), dtype::i8, 8, 2, 4);
   const std::vector<std::byte> keys = cache.keys();
   const std::vector<std::byte> scales = cache.key_scales();
-  const buffer rows(where(), std::vector<float>(16, 1.0F));
+  const buffer rows(where(), std::vector<float>(32, 1.0F));
   const buffer slots(where(), std::vector<slot_t>{4});
   const buffer given(where(), std::vector<float>{1.0F});
   const buffer ints(where(), std::vector<std::int32_t>{0, 1});
   const source_rows source{rows.as(), 32, 32};
-  const target_rows target{rows.as(), 32, 32};
+  const target_rows key_target{rows.as(), 32, 32};
+  const target_rows value_target{rows.as(64), 32, 32};
   const gather_batch batch{
       ints.as<block_id>(), 1, ints.as<std::int32_t>(), ints.as<std::int32_t>(1), ints.as<std::int32_t>(), 1, 1};
   const auto expect_refused = [&](const layer_ref& layer, const quantization& how, const char* remedy) {
     for (const status& answer : {append({}, layer, source, source, how, slots.as<slot_t>(), 1, {}, nullptr),
-                                 gather({}, layer, batch, target, target, how, {}, nullptr)}) {
+                                 gather({}, layer, batch, key_target, value_target, how, {}, nullptr)}) {
       ASSERT_FALSE(answer) << remedy;
       EXPECT_EQ(answer.error().code, errc::invalid_argument);
       EXPECT_NE(answer.error().message().find(remedy), std::string::npos) << answer.error().message();
@@ -334,7 +335,7 @@ TEST_P(append_row_scales_test, MisuseIsRefusedAndNothingWritten) {
   expect_refused(spoilt([](layer_ref& l) { l.value_scale.block_stride += 1; }), good, "align");
 
   for (const status& answer : {append({}, layer, source, source, slots.as<slot_t>(), 1, {}, nullptr),
-                               gather({}, layer, batch, target, target, {}, nullptr)}) {
+                               gather({}, layer, batch, key_target, value_target, {}, nullptr)}) {
     ASSERT_FALSE(answer);
     EXPECT_NE(answer.error().message().find("overload that takes a quantization"), std::string::npos);
   }
@@ -342,7 +343,7 @@ TEST_P(append_row_scales_test, MisuseIsRefusedAndNothingWritten) {
                             +[](layer_ref& l) { l.value_scale.row_bytes = 5; }}) {
     EXPECT_THROW(cache_view({spoilt(change)}), failure);
   }
-  EXPECT_EQ(rows.content<float>(), std::vector<float>(16, 1.0F));
+  EXPECT_EQ(rows.content<float>(), std::vector<float>(32, 1.0F));
   EXPECT_EQ(cache.keys(), keys);
   EXPECT_EQ(cache.key_scales(), scales);
 }

@@ -28,6 +28,7 @@ constexpr std::int32_t num_tokens = 3;
 struct outside {
   std::int64_t token_stride = 0;
   std::int64_t head_stride = 0;
+  std::int64_t start = 0;  ///< Bytes from where they should begin.
 };
 
 /// One way to call a kernel, with a layer and rows for it that are right.
@@ -68,7 +69,9 @@ class all_calls {
                              .num_rows = num_tokens};
     const outside rows{32, 16};
     const auto source = [this](const outside& of) { return source_rows{rows_.as(), of.token_stride, of.head_stride}; };
-    const auto target = [this](const outside& of) { return target_rows{rows_.as(2048), of.token_stride, of.head_stride}; };
+    const auto target = [this](const outside& of, std::int64_t from) {
+      return target_rows{rows_.as(static_cast<std::size_t>(from + of.start)), of.token_stride, of.head_stride};
+    };
     const auto* const slots = slots_.as<slot_t>();
     each = {{"append", bytes, rows,
              [=](const layer_ref& layer, const outside& key, const outside& value) {
@@ -88,17 +91,17 @@ class all_calls {
              }},
             {"gather", bytes, rows,
              [=](const layer_ref& layer, const outside& key, const outside& value) {
-               return gather({}, layer, batch, target(key), target(value), {}, nullptr);
+               return gather({}, layer, batch, target(key, 2048), target(value, 3072), {}, nullptr);
              },
              true},
             {"gather, scales given", codes, rows,
              [=](const layer_ref& layer, const outside& key, const outside& value) {
-               return gather({}, layer, batch, target(key), target(value), given, {}, nullptr);
+               return gather({}, layer, batch, target(key, 2048), target(value, 3072), given, {}, nullptr);
              },
              true},
             {"gather, scales computed", with_scales, rows,
              [=](const layer_ref& layer, const outside& key, const outside& value) {
-               return gather({}, layer, batch, target(key), target(value), computed, {}, nullptr);
+               return gather({}, layer, batch, target(key, 2048), target(value, 3072), computed, {}, nullptr);
              },
              true}};
   }
@@ -243,6 +246,28 @@ TEST_P(strides_test, KeysThatShareBytesWithValuesAreRefusedByAppend) {
     const status answer = call.run(layer, call.rows, call.rows);
     ASSERT_EQ(answer.has_value(), one.is_right);
     if (!answer) expect_refused(answer, "keys and values", one.to_values, error::none);
+  }
+}
+
+TEST_P(strides_test, OutputsOfKeysAndValuesThatShareBytesAreRefused) {
+  const all_calls calls(where());
+  for (const tested_call& call : calls.each) {
+    if (!call.writes_rows) continue;
+    SCOPED_TRACE(call.name);
+    for (const std::int64_t distance : {0, 14, 16, -30, 94, -94}) {  // of 3 tokens, 2 heads and 16 bytes without gaps
+      const status answer = call.run(call.layer, call.rows, {32, 16, distance - 1024});
+      expect_refused(answer, "outputs of keys and values overlap", distance, error::none);
+    }
+    const status one_tensor = call.run(call.layer, {48, 16}, {16, 48, -1024});  // of other strides: seen of the first rows
+    expect_refused(one_tensor, "outputs of keys and values overlap", 0, error::none);
+  }
+  calls.expect_untouched();
+  for (const tested_call& call : calls.each) {
+    if (!call.writes_rows) continue;
+    for (const std::int64_t distance : {96, -96}) {
+      EXPECT_TRUE(call.run(call.layer, call.rows, {32, 16, distance - 1024})) << call.name;
+    }
+    EXPECT_TRUE(call.run(call.layer, {64, 16}, {64, 16, 32 - 1024})) << call.name;  // [tokens, 2, heads, 16 bytes]
   }
 }
 

@@ -34,8 +34,9 @@ struct source_rows {
 /// @return invalid_argument: num_tokens negative or above 2^31 - 1; a null pointer with tokens to append; claims without a
 ///         report; a layer whose rows have scales, which bytes as they come have not; a layer that cannot be one (no blocks,
 ///         heads or bytes; 2^31 slots or more; 2^30 bytes or more for a token's row of heads); strides with which rows of a
-///         plane or of the input overlap, or keys and values of the same strides overlap each other, as with strides in
-///         elements. Nothing written. cuda_failure: the launch failed. cuda_unavailable: CUDA memory, built without CUDA.
+///         plane or of the input overlap, as with strides in elements; keys and values that share bytes, which is seen where
+///         both have the same strides, and else of their first rows. Nothing written. cuda_failure: the launch failed.
+///         cuda_unavailable: CUDA memory, built without CUDA.
 /// Cost: each row read once and written once; 16-byte accesses where bases, strides and lengths allow it for every row.
 /// Thread-safe. No allocation on the device.
 PAGEDKV_PUBLIC status append(const kernel_context& context, const layer_ref& cache, const source_rows& key,

@@ -42,7 +42,8 @@ struct gather_batch {
 /// @param stream      as for append.
 /// @return invalid_argument: negative counts; no sequence, or a null pointer, where there are rows to write; a layer that
 ///         cannot be one, or has scales for its rows, as for append; strides with which rows of a plane or of an output
-///         overlap, as with strides in elements. Nothing written.
+///         overlap, as with strides in elements; outputs of keys and values that share bytes, which is seen where both have the
+///         same strides, and else of their first rows. Nothing written.
 ///         cuda_failure, cuda_unavailable: as for append.
 /// Cost: each row read once and written once, and log2(num_sequences) steps to find its sequence.
 PAGEDKV_PUBLIC status gather(const kernel_context& context, const layer_ref& cache, const gather_batch& batch,

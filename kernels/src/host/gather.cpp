@@ -33,8 +33,9 @@ status gather(const kernel_context& context, const layer_ref& cache, const gathe
   if (status valid = check_batch(batch, key, value); !valid) return valid;
   if (batch.num_rows == 0) return {};
   if (status valid = check_layer(cache); !valid) return valid;
-  if (status valid = check_target(key, cache.key, batch.num_rows, cache.key.row_bytes); !valid) return valid;
-  if (status valid = check_target(value, cache.value, batch.num_rows, cache.value.row_bytes); !valid) return valid;
+  if (status valid = check_targets(key, value, cache, batch.num_rows, cache.key.row_bytes, cache.value.row_bytes); !valid) {
+    return valid;
+  }
   if (status valid = check_no_scales(cache); !valid) return valid;
   if (cache.memory == memory_kind::cuda) return cuda::gather(context, cache, batch, key, value, faults, stream);
 

@@ -17,9 +17,11 @@ status gather(const kernel_context& context, const layer_ref& cache, const gathe
   if (status valid = check_elements(key, how); !valid) return valid;
   if (status valid = check_elements(value, how); !valid) return valid;
   if (status valid = check_layer(cache); !valid) return valid;
-  if (status valid = check_target(key, cache.key, batch.num_rows, outside_row_bytes(cache.key, how)); !valid) return valid;
-  if (status valid = check_target(value, cache.value, batch.num_rows, outside_row_bytes(cache.value, how)); !valid)
+  if (status valid = check_targets(key, value, cache, batch.num_rows, outside_row_bytes(cache.key, how),
+                                   outside_row_bytes(cache.value, how));
+      !valid) {
     return valid;
+  }
   if (status valid = check_scales(cache, how); !valid) return valid;
   if (cache.memory == memory_kind::cuda) return cuda::gather(context, cache, batch, key, value, how, faults, stream);
 
