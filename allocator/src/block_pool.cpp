@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace pagedkv {
 block_pool::block_pool(std::int64_t num_blocks, bool has_null_block, bool deferred_release)
@@ -138,16 +139,21 @@ status block_pool::validate() const {
   std::int32_t counts[2] = {0, 0};  // cached, held
   for (std::int32_t list = num_blocks_; list <= held_list(); ++list) {
     const state_of state = list == held_list() ? state_of::held : state_of::cached;
-    for (std::int32_t block = nodes_[list].next; block != list; block = nodes_[block].next) {
+    std::int32_t before = list;
+    for (std::int32_t block = nodes_[list].next; block != list; before = std::exchange(block, nodes_[block].next)) {
       if (!is_usable(block_id{block})) return broken("a foreign block is listed", block, num_blocks_);
       if (listed[block] != state_of::referenced) return broken("a block is listed twice", block, 1);
-      if (nodes_[nodes_[block].next].previous != block) return broken("a list's links disagree", block, 1);
+      if (nodes_[block].previous != before) return broken("a list's links disagree", block, before);
       if (state == state_of::cached && cached_list(nodes_[block].priority()) != list) {
         return broken("a cached block is in the list of another priority", block, list - num_blocks_);
+      }
+      if (state == state_of::held && before != list && is_after(nodes_[before].released_in(), nodes_[block].released_in())) {
+        return broken("a held block is listed before one of an earlier epoch", before, block);
       }
       listed[block] = state;
       ++counts[state == state_of::held];
     }
+    if (nodes_[list].previous != before) return broken("a list's links disagree", list, before);
   }
   for (std::int32_t block = first_usable_; block < num_blocks_; ++block) {
     const node& at = nodes_[block];

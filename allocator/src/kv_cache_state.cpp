@@ -85,6 +85,7 @@ status kv_cache::validate() const {
     return error{.code = errc::corrupted, .what = equation, .value = value, .limit = limit, .index = index};
   };
   if (status pool = pool_.validate(); !pool) return pool;
+  if (status index = index_ ? index_->validate() : status(); !index) return index;
 
   std::vector<std::int32_t> entries(config_.num_blocks);
   std::int64_t live_tokens = 0;
@@ -95,8 +96,12 @@ status kv_cache::validate() const {
     const bool lives = (sequence.generation & 1U) != 0;
     live_sequences += lives;
     live_tokens += sequence.length;
-    if (sequence.computed > sequence.length)
-      return broken("computed <= length does not hold", sequence.computed, sequence.length, index);
+    if (sequence.computed < 0 || sequence.computed > sequence.length) {
+      return broken("0 <= computed <= length does not hold", sequence.computed, sequence.length, index);
+    }
+    if (index_ && sequence.num_links * std::int64_t{key_span_} > sequence.computed) {
+      return broken("a sequence's chain is longer than what it computed", sequence.num_links, sequence.computed, index);
+    }
     for (const group& in : groups_) {
       const row_state& row = in.rows[i];
       const std::int32_t size = in.config.block_size;
@@ -112,7 +117,7 @@ status kv_cache::validate() const {
       if (row.first_live != first_live(in, sequence.computed)) {
         return broken("a row's first live entry is not its window's", row.first_live, first_live(in, sequence.computed), index);
       }
-      if (row.num_published > in.table.logical_block(sequence.computed)) {
+      if (row.num_published < 0 || row.num_published > in.table.logical_block(sequence.computed)) {
         return broken("more blocks are published than are computed", row.num_published,
                       in.table.logical_block(sequence.computed), index);
       }
@@ -125,6 +130,12 @@ status kv_cache::validate() const {
         if (pool_.references(blocks[k]) == 0)
           return broken("a table names a block that is not referenced", to_int(blocks[k]), k, index);
         ++entries[to_int(blocks[k])];
+        const std::int32_t num_links = (k + 1) * in.links_per_block;
+        if (k < row.num_published && sequence.publishes && num_links <= sequence.num_links && index_->has_content(blocks[k]) &&
+            !index_->is_withdrawn(blocks[k]) &&
+            index_->identity(blocks[k]) != chains_[static_cast<std::int64_t>(i) * links_per_row_ + num_links - 1]) {
+          return broken("a published block does not hold what its sequence's chain says", to_int(blocks[k]), k, index);
+        }
       }
       if (row.tail_room > 0) {
         slot_t next = 0;
@@ -137,32 +148,31 @@ status kv_cache::validate() const {
       }
     }
   }
-  std::int32_t indexed = 0;
-  std::int32_t copies = 0;
   for (std::int32_t id = 0; id < pool_.num_blocks(); ++id) {
     const block_id block{id};
     if (pool_.references(block) != entries[id]) {
       return broken("a block's references are not its table entries", pool_.references(block), entries[id], id);
     }
-    const bool is_indexed = index_ && index_->is_indexed(block);
-    indexed += is_indexed;
-    const bool is_findable = is_indexed || (index_ && index_->is_copy(block));
-    copies += is_findable && !is_indexed;
+    if (!relatives_.is_linked(block, pool_.num_blocks())) return broken("the links of relatives disagree", id, 0, id);
+    if (!index_) continue;
+    const bool is_indexed = index_->is_indexed(block);
+    const bool is_findable = is_indexed || index_->is_copy(block);
     if (pool_.is_findable(block) != is_findable)
       return broken("findable = indexed or a copy does not hold for a block", pool_.is_findable(block), is_findable, id);
-    const block_id original = is_findable ? index_->original_of(block) : block;
-    if (is_findable && (is_indexed ? original != block : original == block_id{-1} || original == block))
-      return broken("a block is not found by its content, nor is one that holds the same", id, to_int(original), id);
-    if (index_ && index_->has_content(block) && !is_indexed && pool_.references(block) == 0) {
+    if (index_->has_content(block) && !is_indexed && pool_.references(block) == 0) {
       return broken("a block keeps content that nobody can use", id, 0, id);
     }
   }
-  if (index_ && indexed != index_->num_indexed())
-    return broken("the indexed blocks are miscounted", index_->num_indexed(), indexed, error::none);
-  if (index_ && copies != index_->num_copies())
-    return broken("the copies are miscounted", index_->num_copies(), copies, error::none);
   if (live_tokens != counts_.live_tokens)
     return broken("live tokens are not the sum of lengths", counts_.live_tokens, live_tokens, error::none);
+  std::vector<bool> is_free(sequences_.size());
+  for (const std::uint32_t row : free_sequences_) {
+    if (row >= sequences_.size() || is_free[row] || (sequences_[row].generation & 1U) != 0) {
+      return broken("a free sequence lives, is listed twice or is none", row, static_cast<std::int64_t>(sequences_.size()),
+                    row);
+    }
+    is_free[row] = true;
+  }
   if (live_sequences + free_sequences_.size() != sequences_.size()) {
     return broken("live and free sequences are not max_sequences", static_cast<std::int64_t>(live_sequences),
                   static_cast<std::int64_t>(sequences_.size() - free_sequences_.size()), error::none);

@@ -242,6 +242,61 @@ void prefix_index::withdraw(block_id block) noexcept {
   ++num_withdrawn_;
 }
 
+status prefix_index::validate() const {
+  const auto broken = [](const char* equation, std::int64_t value, std::int64_t limit, std::int64_t index = error::none) {
+    return error{.code = errc::corrupted, .what = equation, .value = value, .limit = limit, .index = index};
+  };
+  const std::int64_t most_tokens = (stride_ - static_cast<std::int64_t>(sizeof(record))) / 4;
+  std::int32_t counts[4] = {};  // by state
+  std::int32_t in_rings = 0;    // copies
+  for (std::int32_t id = 0; id < num_blocks_; ++id) {
+    const block_id block{id};
+    const record& at = record_of(block);
+    if (at.state > state_of::withdrawn)
+      return broken("a block's content has no state", static_cast<std::int64_t>(at.state), 3, id);
+    ++counts[static_cast<int>(at.state)];
+    if (at.state != state_of::unknown && (at.num_tokens < 1 || at.num_tokens > most_tokens)) {
+      return broken("a block holds no tokens or more than fit", at.num_tokens, most_tokens, id);
+    }
+    if (keeps_copies_ && !copies_.is_linked(block, num_blocks_))
+      return broken("the links of copies disagree", id, num_blocks_, id);
+  }
+  if (counts[static_cast<int>(state_of::indexed)] != num_indexed_) {
+    return broken("the indexed blocks are miscounted", num_indexed_, counts[static_cast<int>(state_of::indexed)]);
+  }
+  if (counts[static_cast<int>(state_of::copy)] != num_copies_) {
+    return broken("the copies are miscounted", num_copies_, counts[static_cast<int>(state_of::copy)]);
+  }
+  if (counts[static_cast<int>(state_of::withdrawn)] != num_withdrawn_) {
+    return broken("the withdrawn blocks are miscounted", num_withdrawn_, counts[static_cast<int>(state_of::withdrawn)]);
+  }
+  std::int32_t in_table = 0;
+  for (std::int64_t i = 0; i <= std::int64_t{mask_}; ++i) {
+    const std::int64_t block = std::int64_t{table_[i].block_plus_one} - 1;
+    if (block == -1) continue;
+    if (block < 0 || block >= num_blocks_) return broken("the table names a foreign block", block, num_blocks_);
+    if (!is_indexed(block_id{static_cast<std::int32_t>(block)})) {
+      return broken("the table names a block that is not indexed", block, num_blocks_);
+    }
+    ++in_table;
+  }
+  if (in_table != num_indexed_) return broken("the table names other than each indexed block once", in_table, num_indexed_);
+  for (std::int32_t id = 0; id < num_blocks_; ++id) {
+    const block_id block{id};
+    if (!is_indexed(block)) continue;
+    if (original_of(block) != block) return broken("a block is not found by its content", id, to_int(original_of(block)), id);
+    if (!keeps_copies_) continue;
+    for (block_id copy = copies_.next(block); copy != block; copy = copies_.next(copy)) {
+      if (!is_copy(copy) || original_of(copy) != block) {
+        return broken("a block is among the copies of one that holds something else", to_int(copy), id, to_int(copy));
+      }
+      ++in_rings;
+    }
+  }
+  if (in_rings != num_copies_) return broken("a copy is not among those of an indexed block", in_rings, num_copies_);
+  return {};
+}
+
 std::int64_t prefix_index::bytes_per_block() const noexcept {
   return stride_ + (static_cast<std::int64_t>(mask_) + 1) * static_cast<std::int64_t>(sizeof(entry)) / num_blocks_ +
          (keeps_copies_ ? static_cast<std::int64_t>(sizeof(std::int64_t)) : 0) +

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <string>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "cache_test.hpp"
+#include "state_access.hpp"
 
 #include "seed.hpp"
 
@@ -258,6 +260,37 @@ TEST_P(admission, TheWatermarkIsLeftUnlessNothingRuns) {
   EXPECT_FALSE(cache.can_fit_now({.tokens = variant(1, 8, 21)}));
   EXPECT_TRUE(cache.can_fit_now(12));
   EXPECT_FALSE(cache.can_fit_now(13));
+}
+
+TEST_P(admission, NothingIsLeftOfFormerQuestionsWhenTheirMarksWrap) {
+  const text cached = prompt(13), fits = prompt(32), does_not = prompt(33);
+  for (std::uint32_t before_wrap = 0; before_wrap < 20; ++before_wrap) {
+    kv_cache cache(with_usable_blocks(8));
+    finish(cache, computed(cache, cached));
+    const auto expect_same = [&] {
+      ASSERT_EQ(cache.how_many_fit(std::vector<sequence_tokens>{{.tokens = fits}}), 1);
+      ASSERT_EQ(cache.how_many_fit(std::vector<sequence_tokens>{{.tokens = does_not}}), 0);
+      ASSERT_EQ(cache.how_many_fit(std::vector<sequence_tokens>{{.tokens = cached}, {.tokens = cached}}), 2);
+    };
+    expect_same();  // leaves marks, the lowest that there are
+    state_access::next_mark(cache) = std::numeric_limits<std::uint32_t>::max() - before_wrap;
+    for (int i = 0; i < 3; ++i) expect_same();
+  }
+}
+
+TEST_P(admission, WhatFormerQuestionsMarkedIsNotInvalidatedWhenMarksWrap) {
+  kv_cache cache(with_usable_blocks(8));
+  const text tokens = prompt(8), others = prompt(8, 100);
+  finish(cache, computed(cache, tokens));
+  ASSERT_EQ(cache.how_many_fit(std::vector<sequence_tokens>{{.tokens = prompt(9)}}), 1);  // marks them with 1
+  const sequence_handle a = cache.add({.tokens = prompt(9)}).value().sequence;
+  const sequence_handle b = computed(cache, others);
+  state_access::next_mark(cache) = std::numeric_limits<std::uint32_t>::max();
+  const std::vector<block_id> bad{cache.table(b).value()[1]};
+  const auto tainted = copy(cache.invalidate(bad).value());
+  ASSERT_EQ(tainted.size(), 1U);
+  EXPECT_EQ(tainted[0].sequence, b);
+  EXPECT_EQ(cache.table(a).value().size(), 2U);
 }
 
 /// As many as how_many_fit() says do fit, and the next does not.

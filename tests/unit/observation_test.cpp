@@ -172,6 +172,49 @@ TEST_P(observation, TheDumpIsJsonAndAgreesWithEverythingElse) {
   EXPECT_EQ(indexed, (ids{1, 3, 4, 5})) << "one full block of four; of two all three, one of which left its window";
 }
 
+TEST_P(observation, EveryFieldOfADumpIsWhatItsNameSays) {
+  kv_cache cache = make({{.block_size = 4}, {.block_size = 2, .window = 4, .sink_tokens = 1}});
+  const sequence_handle gone = cache.add({.tokens = prompt(5)}).value().sequence;  // 1 2, 3 4 5
+  (void)cache.step({{gone, 5}}).value();
+  commit(cache, gone, {.tokens = prompt(5)});
+  finish(cache, gone);                                                                           // 1, 3 and 4 are cached
+  const sequence_handle a = cache.add({.tokens = prompt(6), .name_space = 0}).value().sequence;  // hits 1, 3 and 4
+  (void)cache.step({{a, 3}}).value();
+  cache.commit(a, 6).value();  // without saying what was computed
+  const sequence_handle b = cache.add().value();
+  (void)cache.step({{b, 1}}).value();
+  cache.release(b).value();  // held, where releases are deferred
+  const bool is_deferred = GetParam();
+  const auto blocks = [&](int group) { return table_of(cache, a, group); };
+  const nlohmann::json expected = {
+      {"blocks",
+       {{"usable", 12},
+        {"free", is_deferred ? 4 : 6},
+        {"cached", 0},
+        {"held", is_deferred ? 2 : 0},
+        {"referenced", 6},
+        {"taken", 5 + 3 + 2},
+        {"evicted", 0},
+        {"hit", 3},
+        {"merged", 0}}},
+      {"tokens", {{"live", 7}, {"tail", 2}, {"hit", 4}, {"looked_up", 11}}},
+      {"fragmentation", cache.fragmentation()},
+      {"groups",
+       {{{"block_size", 4}, {"window", 0}, {"sink_tokens", 0}}, {{"block_size", 2}, {"window", 4}, {"sink_tokens", 1}}}},
+      {"sequences",
+       {{{"index", a.index},
+         {"generation", a.generation},
+         {"length", 7},
+         {"computed", 6},
+         {"publishes", false},
+         {"tables", {{{"blocks", blocks(0)}, {"published", 1}}, {{"blocks", blocks(1)}, {"published", 2}}}}}}},
+      {"indexed",
+       {{{"block", 1}, {"references", 1}, {"name_space", 0}},
+        {{"block", 3}, {"references", 1}, {"name_space", 0}},
+        {{"block", 4}, {"references", 1}, {"name_space", 0}}}}};
+  EXPECT_EQ(nlohmann::json::parse(cache.dump_json()), expected) << cache.dump_json();
+}
+
 TEST_P(observation, ADumpOfAnEmptyCacheHasNoSequences) {
   const nlohmann::json dump = nlohmann::json::parse(make().dump_json());
   EXPECT_TRUE(dump.at("sequences").empty());

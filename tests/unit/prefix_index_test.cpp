@@ -63,6 +63,23 @@ TEST(PrefixIndex, AHitComparesTheTokensToo) {
   EXPECT_EQ(index.find(0, identity_a, tokens_b), block(6));
 }
 
+TEST(PrefixIndex, AHitComparesEveryTokenOfABlock) {
+  for (const int block_size : {1, 2, 3, 16, 17, 64}) {
+    prefix_index index({.num_blocks = 2, .block_size = block_size, .key_span = block_size, .seed = 1});
+    text held(static_cast<std::size_t>(block_size));
+    std::iota(held.begin(), held.end(), 1);
+    index.insert(block(1), holding(identity_a, held));
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      for (const std::int32_t bit : {1, 1 << 8, 1 << 16, 1 << 30}) {
+        text sought = held;
+        sought[i] ^= bit;
+        EXPECT_EQ(index.find(0, identity_a, sought), not_found) << "token " << i << " of " << block_size;
+      }
+    }
+    EXPECT_EQ(index.find(0, identity_a, held), block(1));
+  }
+}
+
 TEST(PrefixIndex, ForgottenBlocksAreUnknown) {
   prefix_index index = sixteen_blocks();
   index.insert(block(5), holding(identity_a, tokens_a));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cache_test.hpp"
+#include "state_access.hpp"
 
 namespace {
 
@@ -48,6 +49,31 @@ class prefix_sharing : public cache_test {
 PAGEDKV_BOTH_RELEASES(prefix_sharing);
 
 std::vector<table_change> changes_of(const step_plan& plan) { return {plan.table_changes.begin(), plan.table_changes.end()}; }
+
+TEST_P(prefix_sharing, AHitEndsAtATokenThatDiffersWhateverTheHashSays) {
+  for (int different = 0; different < 8; ++different) {
+    kv_cache_config config = twelve_blocks_of_four;
+    config.groups = {{.block_size = 4}, {.block_size = 2}};
+    kv_cache cache = make(config);
+    const sequence_handle sequence = computed(cache, {.tokens = prompt(8)});
+    text sought = prompt(9);
+    sought[static_cast<std::size_t>(different)] += 1;
+    // Each hash comes out as that of what is sought.
+    prefix_index& index = state_access::index(cache);
+    std::vector<block_identity> links;
+    for (std::size_t token = 0; token < 8; token += 2) {
+      links.push_back(index.chain(links.empty() ? index.root(0) : links.back(), std::span(sought).subspan(token, 2), 0));
+    }
+    for (const int group : {0, 1}) {
+      const ids blocks = table_of(cache, sequence, group);
+      for (std::size_t k = 0; k < blocks.size(); ++k) {
+        const std::size_t links_per_block = group == 0 ? 2 : 1;
+        state_access::set_identity(index, block_id{blocks[k]}, links[(k + 1) * links_per_block - 1]);
+      }
+    }
+    EXPECT_EQ(found(cache, {.tokens = sought}), different / 4 * 4) << "token " << different;
+  }
+}
 
 TEST_P(prefix_sharing, ALongHitEndsAtTheFirstBlockThatIsMissing) {
   constexpr int num_blocks = 100;  // longer than what is fetched ahead

@@ -112,6 +112,8 @@ class PAGEDKV_PUBLIC block_pool {
   [[nodiscard]] status validate() const;
 
  private:
+  friend struct state_access;  // a test's, which breaks what validate() must see
+
   enum class state_of : std::uint8_t { referenced, held, cached, free };
 
   /// A block, or the sentinel of a circular list; in a list while held or cached. Four to a cache line. All that is said of a

@@ -20,6 +20,16 @@ class block_rings {
   /// The one that joined after it, or, behind the last, the first; itself when it is alone.
   [[nodiscard]] block_id next(block_id block) const noexcept { return or_itself(links_[to_int(block)].next_plus_one, block); }
 
+  /// Whether those before and behind a block know it, where there are `num_blocks`.
+  [[nodiscard]] bool is_linked(block_id block, std::int32_t num_blocks) const noexcept {
+    const link& at = links_[to_int(block)];
+    if (at.previous_plus_one == 0 || at.next_plus_one == 0) return at.previous_plus_one == at.next_plus_one;
+    const auto is_one = [&](std::int32_t plus_one) { return plus_one > 0 && plus_one <= num_blocks; };
+    return is_one(at.previous_plus_one) && is_one(at.next_plus_one) &&
+           links_[at.previous_plus_one - 1].next_plus_one == to_int(block) + 1 &&
+           links_[at.next_plus_one - 1].previous_plus_one == to_int(block) + 1;
+  }
+
   /// Adds a block that is alone as the last of the ring that `first` begins.
   void join(block_id block, block_id first) noexcept {
     const block_id last = or_itself(links_[to_int(first)].previous_plus_one, first);
@@ -52,6 +62,8 @@ class block_rings {
   }
 
  private:
+  friend struct state_access;  // a test's, which breaks what validate() must see
+
   struct link {
     std::int32_t previous_plus_one;  // 0: itself
     std::int32_t next_plus_one;

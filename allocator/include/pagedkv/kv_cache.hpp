@@ -352,6 +352,8 @@ class PAGEDKV_PUBLIC kv_cache {
   [[nodiscard]] status validate() const;
 
  private:
+  friend struct state_access;  // a test's, which breaks what validate() must see
+
   struct sequence_state {
     std::uint32_t generation = 0;
     std::int32_t length = 0;

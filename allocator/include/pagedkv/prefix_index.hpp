@@ -10,6 +10,7 @@
 #include <pagedkv/block_rings.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/lazy_array.hpp>
+#include <pagedkv/result.hpp>
 #include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
@@ -127,7 +128,12 @@ class PAGEDKV_PUBLIC prefix_index {
   /// Bytes this index takes per block.
   [[nodiscard]] std::int64_t bytes_per_block() const noexcept;
 
+  /// corrupted: which equation fails. Cost: O(num_blocks).
+  [[nodiscard]] status validate() const;
+
  private:
+  friend struct state_access;  // a test's, which breaks what validate() must see
+
   enum class state_of : std::uint8_t { unknown, copy, indexed, withdrawn };
   struct record {             // followed by the block's tokens
     block_identity identity;  // in_group()
