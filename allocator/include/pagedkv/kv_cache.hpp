@@ -198,7 +198,8 @@ class PAGEDKV_PUBLIC kv_cache {
   [[nodiscard]] result<sequence_handle> fork(sequence_handle sequence) noexcept;
 
   /// Makes room for the tokens of one step, taking blocks where a sequence's last one fills or must be copied. Chunks give the
-  /// same slots as one call for all. Takes the blocks of copies first, in the order of entries, then group by group.
+  /// same slots as one call for all. Takes the blocks of copies first, then those of new tokens, both group by group and in a
+  /// group in the order of entries.
   ///
   /// A block is written in place only when no other sequence has it and, with deferred_release, no work of an epoch that is not
   /// retired can read the positions written: those that truncate() cut off, which a sequence that has let go of the block
@@ -261,9 +262,9 @@ class PAGEDKV_PUBLIC kv_cache {
   /// held by them).
   status retire(epoch_t epoch) noexcept { return pool_.retire(epoch); }
 
-  /// Gives the room of blocks back whose content is right: they cannot be found any more, those without references become free;
-  /// what was computed from them stays right, and can be found. Blocks that cannot be found anyway are passed over.
-  /// invalid_block: `index` is null or foreign; nothing changed. Cost: O(blocks).
+  /// Gives the room of blocks back whose content is right: they cannot be found any more, those without references become free,
+  /// held ones when they are retired; what was computed from them stays right, and can be found. Blocks that cannot be found
+  /// anyway are passed over. invalid_block: `index` is null or foreign; nothing changed. Cost: O(blocks).
   status evict(std::span<const block_id> blocks) noexcept;
 
   /// Declares the content of blocks wrong (a load that failed, a checksum that does not hold), and so everything computed from
@@ -299,7 +300,7 @@ class PAGEDKV_PUBLIC kv_cache {
   [[nodiscard]] result<block_need> predict_step(std::span<const step_entry> entries) noexcept;
   /// What a sequence that grows to `num_tokens` tokens needs beyond its blocks, at most `in_flight` tokens being scheduled
   /// ahead of the computed ones: what left a window is used again. stale_sequence; invalid_argument: fewer than it holds, or
-  /// in_flight < 1. O(groups).
+  /// in_flight < 1. Cost: O(groups), and with windows O(blocks in them).
   [[nodiscard]] result<block_need> blocks_to_completion(sequence_handle sequence, std::int32_t num_tokens,
                                                         std::int32_t in_flight = whole_prompt) const noexcept;
 
