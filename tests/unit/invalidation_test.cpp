@@ -390,4 +390,64 @@ TEST_P(invalidation, ForeignBlocksAreRefusedAndNothingChanges) {
   EXPECT_EQ(invalidate(cache, {}), tainted{});
 }
 
+// A fork published blocks that their other owner has said nothing of yet, behind one of which the fork found a duplicate, and
+// all who had that duplicate ended. The same content, computed anew, turns out to be bad: what the fork's blocks are known as
+// is out of use.
+class invalidation_of_what_a_fork_named : public invalidation {
+ protected:
+  struct scene {
+    kv_cache cache;
+    sequence_handle owner;
+  };
+  /// @param times  so often had the content been bad before the fork said it.
+  static scene after(int times) {
+    kv_cache cache(config());
+    const auto compute_badly = [&] {
+      const sequence_handle bad = computed(cache, prompt(8));
+      EXPECT_EQ(invalidate(cache, {block_of(cache, bad, 1)}), (tainted{{bad, 4}}));
+      finish(cache, bad);
+    };
+    for (int i = 0; i < times; ++i) compute_badly();
+    const sequence_handle first = computed(cache, prompt(8));
+    const block_id duplicate = block_of(cache, first, 1);
+    const sequence_handle owner = grown(cache, 16);
+    const sequence_handle fork = cache.fork(owner).value();
+    compute(cache, fork, prompt(16));
+    EXPECT_EQ(block_of(cache, fork, 1), duplicate);
+    finish(cache, first);
+    finish(cache, fork);
+    cache.evict(std::vector{duplicate}).value();
+    settle(cache);
+    compute_badly();
+    EXPECT_EQ(found(cache, prompt(17)), 4);
+    return {std::move(cache), owner};
+  }
+};
+
+PAGEDKV_BOTH_RELEASES(invalidation_of_what_a_fork_named);
+
+TEST_P(invalidation_of_what_a_fork_named, TheOwnerSaysTheSameAndItIsFoundAgain) {
+  for (const int times : {0, 1, 2, 5}) {
+    auto [cache, owner] = after(times);
+    compute(cache, owner, prompt(16));
+    EXPECT_EQ(found(cache, prompt(17)), 16);
+  }
+}
+
+TEST_P(invalidation_of_what_a_fork_named, WhatContradictsTheForkIsRefused) {
+  for (const int times : {0, 3}) {
+    auto [cache, owner] = after(times);
+    for (const std::size_t different : {0U, 5U, 9U, 15U}) {
+      text said = prompt(16);
+      said[different] = 99;
+      const status answer = cache.commit(owner, {.tokens = said});
+      ASSERT_FALSE(answer) << "token " << different;
+      EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    }
+    EXPECT_EQ(found(cache, prompt(17)), 4);
+    compute(cache, owner, prompt(16));
+    EXPECT_EQ(found(cache, prompt(17)), 16);
+  }
+}
+
 }  // namespace
