@@ -95,6 +95,26 @@ TEST(BlockPool, CountsReferences) {
   EXPECT_EQ(pool.references(block_id{-1}), 0);
 }
 
+TEST(BlockPool, OnlyBlocksWithContentAreShared) {
+  block_pool pool(4, true, true);
+  EXPECT_EQ(take(pool, 2), (ids{1, 2}));
+  release(pool, {2}).value();  // held
+  for (const int wrong : {-1, 0, 3, 4, 1 << 30}) {  // foreign, null, free, foreign
+    const status answer = pool.share(block_id{wrong});
+    ASSERT_FALSE(answer) << wrong;
+    EXPECT_EQ(answer.error().code, errc::invalid_block);
+    EXPECT_EQ(answer.error().value, wrong);
+  }
+  pool.validate().value();
+  pool.share(block_id{1}).value();
+  pool.share(block_id{2}).value();
+  EXPECT_EQ(pool.references(block_id{1}), 2);
+  EXPECT_EQ(pool.references(block_id{2}), 1);
+  EXPECT_EQ(pool.held_blocks(), 0);
+  EXPECT_EQ(pool.free_blocks(), 1);
+  pool.validate().value();
+}
+
 TEST(BlockPool, RefusesSizesThatHoldNothing) {
   EXPECT_THROW(block_pool(0, false), failure);
   EXPECT_THROW(block_pool(1, true), failure);
