@@ -16,17 +16,14 @@
 
 #include <pagedkv/kv_cache.hpp>
 
-#include "model/random_driver.hpp"
+#include "model/random_engine.hpp"
 
 namespace pagedkv::testing {
 
-/// The tokens of a sequence and, for each position, what they are up to there.
-struct token_stream {
-  std::uint64_t name_space = 0;
-  std::vector<std::int32_t> tokens;
-  std::vector<std::uint64_t> keys;      // one per key span
+/// A stream and, for each position, what it is up to there.
+struct stamped_stream : token_stream {
   std::uint64_t origin = 0;             // the namespace's weights when the sequence began
-  std::vector<std::uint64_t> identity;  // [tokens]: namespace, tokens and keys
+  std::vector<std::uint64_t> identity;  // [tokens]
   std::vector<std::uint64_t> content;   // [tokens]: what K and V stand for, which the weights are a part of
 };
 
@@ -36,7 +33,7 @@ class content_oracle {
 
   struct sequence {
     sequence_handle handle;
-    token_stream stream;
+    stamped_stream stream;
     int length = 0;
     int computed = 0;
     int tainted_from = never;  // the engine was told so, and has not truncated the sequence to there
@@ -72,25 +69,20 @@ class content_oracle {
   [[nodiscard]] std::int64_t num_ordered_writes() const { return num_ordered_writes_; }
 
   /// What the stream's K and V are for a sequence that begins now.
-  void stamp(token_stream& of) const {
+  void stamp(stamped_stream& of) const {
     of.origin = num_resets(of.name_space) << 32;
     restamp(of);
   }
   /// The same after tokens or keys changed.
-  void restamp(token_stream& of) const {
-    of.identity.resize(of.tokens.size());
-    of.content.resize(of.tokens.size());
-    std::uint64_t before = of.name_space;
-    for (std::size_t i = 0; i < of.tokens.size(); ++i) {
-      const std::uint64_t key = of.keys[i / static_cast<std::size_t>(cache_.key_span())];
-      before = of.identity[i] = mix(mix(before, static_cast<std::uint64_t>(of.tokens[i])), key) | 1U;
-      of.content[i] = before ^ of.origin;
-    }
+  void restamp(stamped_stream& of) const {
+    of.identity = identities_of(of, cache_.key_span());
+    of.content = of.identity;
+    for (std::uint64_t& content : of.content) content ^= of.origin;
   }
 
   // ---- what was called
 
-  sequence& add(sequence_handle handle, token_stream stream, int num_cached) {
+  sequence& add(sequence_handle handle, stamped_stream stream, int num_cached) {
     for (const sequence& other : live_) check(other.handle.index != handle.index, "two sequences have one row");
     sequence& added = live_.emplace_back();
     added.handle = handle;
@@ -259,7 +251,7 @@ class content_oracle {
 
   /// The first of a stream's `length` tokens from which on the content of one of the blocks is also its own, to the end of a
   /// span; `never`: none.
-  [[nodiscard]] int first_shared(std::span<const block_id> blocks, const token_stream& stream, int length) const {
+  [[nodiscard]] int first_shared(std::span<const block_id> blocks, const stamped_stream& stream, int length) const {
     int first = never;
     for (const block_id block : blocks) {
       const cell& last = last_of_first_span(block);
@@ -271,7 +263,7 @@ class content_oracle {
     return first;
   }
   /// The same of blocks that a sequence has said it fills, and whole blocks alone: such content can surely not be found.
-  [[nodiscard]] int first_lost(std::span<const block_id> blocks, const token_stream& stream, int length) const {
+  [[nodiscard]] int first_lost(std::span<const block_id> blocks, const stamped_stream& stream, int length) const {
     int first = never;
     for (const block_id block : blocks) {
       if (owner_[static_cast<std::size_t>(to_int(block))] < 0 || !is_recorded(block)) continue;
@@ -381,10 +373,10 @@ class content_oracle {
     return resets_of_all_ + (found == resets_.end() ? 0 : found->second);
   }
   /// What a group's layers hold of a position.
-  [[nodiscard]] static std::uint64_t content_of(const token_stream& stream, std::size_t g, int position) {
+  [[nodiscard]] static std::uint64_t content_of(const stamped_stream& stream, std::size_t g, int position) {
     return stream.content[static_cast<std::size_t>(position)] ^ (g << 1);
   }
-  [[nodiscard]] bool is_content_of(const token_stream& stream, block_id block, const cell& at) const {
+  [[nodiscard]] bool is_content_of(const stamped_stream& stream, block_id block, const cell& at) const {
     return at.content ==
            content_of(stream, static_cast<std::size_t>(owner_[static_cast<std::size_t>(to_int(block))]), at.position);
   }
