@@ -54,6 +54,7 @@ class content_oracle {
         owner_(static_cast<std::size_t>(num_blocks_), -1),
         is_published_(static_cast<std::size_t>(num_blocks_)),
         is_evicted_(static_cast<std::size_t>(num_blocks_)),
+        num_written_(static_cast<std::size_t>(num_blocks_)),
         accesses_(static_cast<std::size_t>(num_blocks_)) {
     for (const group_config& in : groups_) stride_ = std::max(stride_, in.block_size);
     memory_.resize(static_cast<std::size_t>(num_blocks_) * static_cast<std::size_t>(stride_));
@@ -357,7 +358,8 @@ class content_oracle {
     std::uint64_t identity = 0;
     std::int32_t position = 0;
     std::int32_t fault = 0;  // the newest fault that they suffer from; 0: they are right
-    bool has_twin = false;   // some other block held the same, and each may have been written on since
+    // Some other block held the same, and each may have been written on since; or this one held something else behind it.
+    bool has_twin = false;
   };
   /// Positions of a block that a step reads or writes which a device may still be at.
   struct access {
@@ -549,15 +551,20 @@ class content_oracle {
             "a token's slot is not where its sequence's table says");
       const auto k = static_cast<std::size_t>(position / size);
       const bool is_copy = std::ranges::find(plan.copies, block, &block_copy::destination) != plan.copies.end();
-      check_write(block, offset, offset + 1, of, !is_copy && (k >= before[g].size() || before[g][k] != block));
+      const bool is_handed_out = !is_copy && (k >= before[g].size() || before[g][k] != block);
+      check_write(block, offset, offset + 1, of, is_handed_out);
       const auto at = static_cast<std::size_t>(to_int(block));
       if (owner_[at] != static_cast<int>(g)) {  // other layers, other bytes
         std::ranges::fill(cells(block), cell{});
         owner_[at] = static_cast<int>(g);
       }
       is_published_[at] = is_evicted_[at] = false;
-      cells(block)[static_cast<std::size_t>(offset)] = {
-          content_of(of.stream, g, position), of.stream.identity[static_cast<std::size_t>(position)], position, fault, false};
+      if (is_handed_out) num_written_[at] = 0;
+      cell& written = cells(block)[static_cast<std::size_t>(offset)];
+      const std::uint64_t identity = of.stream.identity[static_cast<std::size_t>(position)];
+      if (offset < num_written_[at] && written.identity != identity) cells(block).front().has_twin = true;
+      num_written_[at] = std::max(num_written_[at], offset + 1);
+      written = {content_of(of.stream, g, position), identity, position, fault, false};
     }
   }
 
@@ -605,6 +612,7 @@ class content_oracle {
   std::vector<int> owner_;                     // [num_blocks]: the group whose layers were written last
   std::vector<bool> is_published_;             // [num_blocks]: it can be found, unless its room was wanted since
   std::vector<bool> is_evicted_;               // [num_blocks]
+  std::vector<int> num_written_;               // [num_blocks]: positions, since the block was handed out
   std::vector<std::vector<access>> accesses_;  // [num_blocks]: of steps in flight
   std::vector<sequence> live_;
   std::map<std::uint64_t, std::uint64_t> resets_;  // per namespace
