@@ -17,19 +17,19 @@ void require(bool holds, const char* what, std::int64_t value, std::int64_t limi
 }
 
 const kv_cache_config& checked(const kv_cache_config& config) {
-  require(!config.groups.empty(), "a cache has at least 1 group", 0, 1);
-  require(std::ssize(config.groups) <= most_groups, "a cache has at most 65,535 groups", std::ssize(config.groups),
+  require(!config.groups.empty(), "groups must hold at least 1 group", 0, 1);
+  require(std::ssize(config.groups) <= most_groups, "groups must hold at most 65,535 groups", std::ssize(config.groups),
           most_groups);
   for (const group_config& group : config.groups) {
     require(group.block_size >= 1, "block_size must be at least 1", group.block_size, 1);
-    require(group.window >= 0, "a window sees at least 1 token, or 0 for all", group.window, 0);
+    require(group.window >= 0, "window must be at least 1 token, or 0 for all tokens", group.window, 0);
     require(group.sink_tokens >= 0, "sink_tokens must not be negative", group.sink_tokens, 0);
     require(group.sink_tokens <= int32_max - group.block_size, "sink_tokens, rounded up to blocks, must fit int32",
             group.sink_tokens, int32_max - group.block_size);
-    require(group.sink_tokens == 0 || group.window > 0, "sink_tokens belong to a window: full attention sees all tokens",
-            group.sink_tokens, 0);
-    require(group.window == 0 || config.has_null_block, "a window needs the null block, for positions that left it",
-            group.window, 0);
+    require(group.sink_tokens == 0 || group.window > 0,
+            "sink_tokens must be 0 without a window: full attention sees all tokens", group.sink_tokens, 0);
+    require(group.window == 0 || config.has_null_block,
+            "window must be 0 without the null block: set has_null_block, or leave the window out", group.window, 0);
     require(config.num_blocks <= int32_max / group.block_size, "num_blocks * block_size must fit int32: lower num_blocks",
             config.num_blocks, int32_max / group.block_size);
     require(config.max_tokens_per_sequence <= int32_max - group.block_size,
@@ -88,9 +88,9 @@ error invalid(const char* what, std::int64_t value, std::int64_t limit, std::int
   return {.code = errc::invalid_argument, .what = what, .value = value, .limit = limit, .index = index};
 }
 
-error no_tokens() { return invalid("a sequence is added with at least 1 token, or with none said", 0, 1); }
+error no_tokens() { return invalid("tokens must hold at least 1 token, or leave the content out", 0, 1); }
 
-error none_in_flight(std::int64_t in_flight) { return invalid("at least 1 token is in flight", in_flight, 1); }
+error none_in_flight(std::int64_t in_flight) { return invalid("in_flight must be at least 1", in_flight, 1); }
 
 error too_many_tokens(std::int64_t num_tokens, std::int64_t limit, std::int64_t index = error::none) {
   return invalid("more tokens than max_tokens_per_sequence: shorten them, or build the cache for more", num_tokens, limit,
@@ -356,10 +356,10 @@ result<block_need> kv_cache::plan_step(std::span<const step_entry> entries) noex
     if (handle.index >= sequences.size() || !names(handle, sequences[handle.index])) return stale(index);
     sequence_state& sequence = sequences[handle.index];
     if (sequence.last_named == this_call) {
-      return invalid("a step names each sequence at most once: add up its tokens", handle.index, error::none, index);
+      return invalid("a step names each sequence at most once: add up its tokens", error::none, error::none, index);
     }
     sequence.last_named = this_call;
-    if (num_tokens < 1) return invalid("a sequence of a step grows by at least 1 token: leave it out", num_tokens, 1, index);
+    if (num_tokens < 1) return invalid("num_tokens must be at least 1: leave the sequence out", num_tokens, 1, index);
     if (num_tokens > config_.max_tokens_per_sequence - sequence.length) {
       return invalid("the sequence would exceed max_tokens_per_sequence: finish it", std::int64_t{sequence.length} + num_tokens,
                      config_.max_tokens_per_sequence, index);
@@ -575,7 +575,7 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
     if (handle.index >= sequences.size() || !names(handle, sequences[handle.index])) return stale(index);
     sequence_state& sequence = sequences[handle.index];
     if (sequence.last_named == this_call)
-      return invalid("a call names each sequence at most once", handle.index, error::none, index);
+      return invalid("a call names each sequence at most once: keep its longest entry", error::none, error::none, index);
     sequence.last_named = this_call;
     const auto given = static_cast<std::int64_t>(content.tokens.size());
     if (given < sequence.computed) {
@@ -588,8 +588,8 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
       if (status same = check_keys(handle.index, content, index); !same) return same;
     }
     if (sequence.has_name_space && sequence.name_space != content.name_space) {
-      return invalid("the sequence has another namespace", static_cast<std::int64_t>(content.name_space),
-                     static_cast<std::int64_t>(sequence.name_space), index);
+      return invalid("name_space must be the one that was said of the sequence first",
+                     static_cast<std::int64_t>(content.name_space), static_cast<std::int64_t>(sequence.name_space), index);
     }
   }
   // Most entries of a decode step fill no block. What the others touch is cold: it is fetched for all before it is used.
@@ -611,8 +611,8 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
   }
   for (const auto& [g, i] : looked_at_) {
     if (!agrees(groups_[g], static_cast<std::int32_t>(entries[i].sequence.index), entries[i].content)) {
-      return invalid("the tokens contradict what was committed of these blocks: truncate the sequence first",
-                     static_cast<std::int64_t>(entries[i].content.tokens.size()), error::none, i);
+      return invalid("the tokens contradict what was committed of these blocks: truncate the sequence first", error::none,
+                     error::none, i);
     }
   }
   // From here on nothing fails.
@@ -790,13 +790,13 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
   if (!is_live(handle)) return stale();
   sequence_state& sequence = sequences_[handle.index];
   if (num_tokens < 0 || num_tokens > sequence.length) {
-    return invalid("truncate keeps between 0 and as many tokens as the sequence holds", num_tokens, sequence.length);
+    return invalid("num_tokens must be from 0 to what the sequence holds", num_tokens, sequence.length);
   }
   for (const group& in : groups_) {
     const std::int32_t gone = in.rows[handle.index].first_live;
     const std::int32_t first_needed = std::max(first_live(in, num_tokens), in.sink_blocks);
     if (gone > first_needed && in.table.blocks_for(num_tokens) > first_needed) {
-      return invalid("blocks that this many tokens' window needs have left it: keep more tokens", num_tokens,
+      return invalid("num_tokens leaves a window whose blocks are gone: keep at least the limit, or none", num_tokens,
                      std::int64_t{gone} * in.config.block_size + in.config.window - 1);
     }
   }
@@ -836,8 +836,8 @@ status kv_cache::check_content(const sequence_tokens& content, std::int64_t inde
   }
   const std::int64_t keys = (num_tokens + key_span_ - 1) / key_span_;
   if (!content.extra_keys.empty() && static_cast<std::int64_t>(content.extra_keys.size()) != keys) {
-    return invalid("extra_keys are none, or one per key_span() tokens", static_cast<std::int64_t>(content.extra_keys.size()),
-                   keys, index);
+    return invalid("extra_keys must be empty, or hold one for each key_span() tokens",
+                   static_cast<std::int64_t>(content.extra_keys.size()), keys, index);
   }
   return {};
 }
@@ -955,7 +955,7 @@ status kv_cache::check_blocks(std::span<const block_id> blocks) const noexcept {
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     if (!pool_.is_usable(blocks[i])) {
       return error{.code = errc::invalid_block,
-                   .what = "the block is the null block, or not one of this pool's",
+                   .what = "the block is the null block, or not one of this pool's: leave it out",
                    .value = to_int(blocks[i]),
                    .index = static_cast<std::int64_t>(i)};
     }
@@ -1141,7 +1141,7 @@ result<block_need> kv_cache::blocks_to_completion(sequence_handle handle, std::i
                                                   std::int32_t in_flight) const noexcept {
   if (!is_live(handle)) return stale();
   const std::int32_t length = sequences_[handle.index].length;
-  if (num_tokens < length) return invalid("a sequence completes at no fewer tokens than it holds", num_tokens, length);
+  if (num_tokens < length) return invalid("num_tokens must be at least what the sequence holds", num_tokens, length);
   if (in_flight < 1) return none_in_flight(in_flight);
   block_need need;
   for (const group& in : groups_) {
@@ -1232,7 +1232,7 @@ bool kv_cache::can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight) con
 
 status kv_cache::check_ever_fits(std::int64_t num_tokens, std::int32_t in_flight) const noexcept {
   if (in_flight < 1) return none_in_flight(in_flight);
-  if (num_tokens < 1) return no_tokens();
+  if (num_tokens < 1) return invalid("a request must hold at least 1 token", num_tokens, 1);
   if (num_tokens > config_.max_tokens_per_sequence) return too_many_tokens(num_tokens, config_.max_tokens_per_sequence);
   if (const std::int64_t needed = blocks_from_nothing(num_tokens, in_flight); needed > pool_.usable_blocks()) {
     return error{.code = errc::out_of_blocks,
@@ -1293,7 +1293,8 @@ result<std::int32_t> kv_cache::computed_length(sequence_handle sequence) const n
 
 result<std::span<const block_id>> kv_cache::table(sequence_handle sequence, std::int32_t group_index) const noexcept {
   if (!is_live(sequence)) return stale();
-  if (group_index < 0 || group_index >= num_groups()) return invalid("there is no such group", group_index, num_groups() - 1);
+  if (group_index < 0 || group_index >= num_groups())
+    return invalid("group must be from 0 to num_groups() - 1", group_index, num_groups() - 1);
   const group& in = groups_[group_index];
   return std::as_const(in.table).row(static_cast<std::int32_t>(sequence.index)).first(in.rows[sequence.index].num_blocks);
 }

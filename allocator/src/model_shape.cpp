@@ -154,8 +154,12 @@ result<model_shape> read_numbers(field_reader& fields) {
   const auto layers = fields.count({"num_hidden_layers", "num_layers", "n_layer"});
   const auto heads = fields.count({"num_attention_heads", "n_head"});
   const bool has_groups = fields.boolean("multi_query_attention").value_or(true);
-  auto kv_heads =
-      has_groups ? fields.count({"num_key_value_heads", "multi_query_group_num"}) : fields.count({"num_key_value_heads"});
+  auto kv_heads = has_groups ? fields.count({"num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"})
+                             : fields.count({"num_key_value_heads", "num_kv_heads", "n_head_kv"});
+  // Falcon's new architecture has groups, whatever it says of a single one.
+  const bool has_one = fields.boolean("multi_query").value_or(false);
+  const bool is_new_falcon = fields.boolean("new_decoder_architecture").value_or(false);
+  if (has_one && !is_new_falcon) kv_heads = 1;
   if (!kv_heads) kv_heads = heads;
   auto head_dim = fields.count({"head_dim", "kv_channels"});
   const auto hidden = fields.count({"hidden_size", "n_embd"});

@@ -181,6 +181,7 @@ class replacement {
   replacement(const replacement&) = delete;
   replacement& operator=(const replacement&) = delete;
 
+  [[nodiscard]] const output& where() const { return where_; }
   void put_in_place() {
     if (::rename(name_.c_str(), target_.c_str()) != 0) fail(where_);
     name_.clear();
@@ -207,6 +208,14 @@ class replacement {
   fs::path target_;
   std::string name_;
 };
+
+/// What is no file is written as it stands.
+void write_in_place(const output& where, std::string_view content) {
+  if (const auto descriptor = descriptor_of(where.path)) return write_all(*descriptor, content, where);
+  open_file file(::open(where.path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC), where);
+  write_all(file.descriptor(), content, where);
+  if (!file.close()) fail(where);
+}
 
 bool is_file(const std::string& path) {
   if (descriptor_of(path)) return false;
@@ -258,23 +267,29 @@ void require_writable(std::span<const output> outputs, std::span<const std::stri
 }
 
 void write_outputs(std::span<const finished_output> outputs) {
-  {
-    const signals_held held;
-    std::list<replacement> replacements;
+  std::string written;
+  const auto note_written = [&](const output& where) {
+    written += fmt::format("{} {} {}", written.empty() ? "; written are" : ",", where.option, where.path);
+  };
+  try {
+    {
+      const signals_held held;
+      std::list<replacement> replacements;
+      for (const auto& [where, content] : outputs) {
+        if (is_file(where.path)) replacements.emplace_back(where, content);
+      }
+      for (replacement& each : replacements) {
+        each.put_in_place();
+        note_written(each.where());
+      }
+    }
     for (const auto& [where, content] : outputs) {
-      if (is_file(where.path)) replacements.emplace_back(where, content);
+      if (is_file(where.path)) continue;
+      write_in_place(where, content);
+      note_written(where);
     }
-    for (replacement& each : replacements) each.put_in_place();
-  }
-  for (const auto& [where, content] : outputs) {
-    if (is_file(where.path)) continue;
-    if (const auto descriptor = descriptor_of(where.path)) {
-      write_all(*descriptor, content, where);
-      continue;
-    }
-    open_file file(::open(where.path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC), where);
-    write_all(file.descriptor(), content, where);
-    if (!file.close()) fail(where);
+  } catch (const output_failed& failed) {
+    throw output_failed(failed.what() + written);
   }
 }
 

@@ -25,10 +25,11 @@ struct finished_output {
 /// input. One file by several names (spellings, symbolic and hard links) is one file. Opens and changes nothing.
 void require_writable(std::span<const output> outputs, std::span<const std::string> inputs);
 
-/// Writes all or none of the files: each beside where it will be, under a name that starts with ".pagedkv-", and into its place
-/// when all are complete. A file that is replaced leaves its mode and owner; behind a symbolic link, what it points to is
-/// replaced. Signals wait meanwhile, so that none leaves a temporary file behind. What is no file is written last.
-/// Throws `output_failed`.
+/// Writes each of the files beside where it will be, under a name that starts with ".pagedkv-", and when all are complete, each
+/// into its place: until then a failure leaves all as they were. A file that is replaced leaves its mode and owner; behind a
+/// symbolic link, what it points to is replaced. Signals wait meanwhile, so that none leaves a temporary file behind. What is
+/// no file is written last. Throws `output_failed`, which names what was written nevertheless, should a file not take its place
+/// or what is no file not take its content.
 void write_outputs(std::span<const finished_output> outputs);
 
 }  // namespace pagedkv::bench

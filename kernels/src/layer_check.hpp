@@ -30,7 +30,7 @@ inline status check_layer(const layer_ref& layer) noexcept {
   // One token's bytes in a plane must be countable in 30 bits, so that both planes' together fit the kernels' 31.
   constexpr std::int64_t max_token_bytes = 1 << 30;
   for (const plane_ref* plane : {&layer.key, &layer.value}) {
-    if (plane->base == nullptr) return invalid("the layer has a null address");
+    if (plane->base == nullptr) return invalid("a plane of the layer has a null base");
     const std::int64_t token_bytes = std::int64_t{plane->num_heads} * plane->row_bytes;
     if (plane->num_heads < 1) return invalid("a plane's num_heads must be at least 1", plane->num_heads, 1);
     if (plane->row_bytes < 1) return invalid("a plane's row_bytes must be at least 1", plane->row_bytes, 1);
@@ -46,14 +46,14 @@ inline status check_layer(const layer_ref& layer) noexcept {
 /// A layer has a scale for each row, or none.
 inline status check_scales(const layer_ref& layer) noexcept {
   if ((layer.key_scale.base == nullptr) != (layer.value_scale.base == nullptr)) {
-    return invalid("a layer has scales for its keys and its values, or for neither: one of them is null");
+    return invalid("key_scale or value_scale of the layer is null: give scales for both, or for neither");
   }
   if (layer.key_scale.base == nullptr) return {};
   const plane_ref* const rows[2] = {&layer.key, &layer.value};
   const plane_ref* const scales[2] = {&layer.key_scale, &layer.value_scale};
   for (int i = 0; i < 2; ++i) {
     if (scales[i]->num_heads != rows[i]->num_heads) {
-      return invalid("a plane's scales must have its heads", scales[i]->num_heads, rows[i]->num_heads);
+      return invalid("a scale plane's num_heads must be that of its rows", scales[i]->num_heads, rows[i]->num_heads);
     }
     if (scales[i]->row_bytes != 4 && scales[i]->row_bytes != 8) {
       return invalid("a scale's row_bytes must be 4, or 8 for i4's {step, min}", scales[i]->row_bytes);
@@ -70,7 +70,8 @@ inline status check_no_scales(const layer_ref& layer) noexcept {
 }
 
 inline status check_faults(const diagnostics_ref& faults) noexcept {
-  if (faults.claims != nullptr && faults.report == nullptr) return invalid("a claim bitmap needs a report");
+  if (faults.claims != nullptr && faults.report == nullptr)
+    return invalid("faults.claims needs faults.report: give both, or no claims");
   return {};
 }
 
@@ -96,7 +97,8 @@ inline status check_scales(const layer_ref& layer, const quantization& how) noex
     if (layer.key_scale.base != nullptr || layer.value_scale.base != nullptr) {
       return invalid("the layer's rows have scales of their own: use scale_granularity::per_token_head");
     }
-    if (how.key_scales == nullptr || how.value_scales == nullptr) return invalid("a scale is null");
+    if (how.key_scales == nullptr || how.value_scales == nullptr)
+      return invalid("key_scales or value_scales is null: give both");
     return {};
   }
   if (how.key_scales != nullptr || how.value_scales != nullptr) {
@@ -115,7 +117,7 @@ inline status check_scales(const layer_ref& layer, const quantization& how) noex
     const auto places = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(plane->base)) | plane->block_stride |
                         plane->token_stride | plane->head_stride;
     if (places % scale_bytes != 0) {
-      return invalid("scales must begin on a whole number of scales: align the pool", error::none, scale_bytes);
+      return invalid("scales and their strides must be multiples of a scale's bytes: align the pool", error::none, scale_bytes);
     }
   }
   return {};

@@ -118,7 +118,7 @@ inline status check_planes_apart(const layer_ref& layer) noexcept {
     return row_set{plane.base, plane.row_bytes, steps_of(plane, layer.num_blocks, layer.block_size)};
   };
   return check_apart(rows_of(layer.key), rows_of(layer.value),
-                     "keys and values of the layer overlap: strides are in bytes, not elements");
+                     "keys and values of the layer overlap at that distance: strides are in bytes, not elements");
 }
 
 /// Rows outside the cache, that are read for a plane (append). They may share bytes where a stride is 0: one row for many.
@@ -147,7 +147,7 @@ status check_targets(const Rows& key, const Rows& value, const layer_ref& layer,
   for (const row_set* rows : {&keys, &values}) {
     if (status valid = check_apart(rows->steps, rows->row_bytes); !valid) return valid;
   }
-  return check_apart(keys, values, "outputs of keys and values overlap: strides are in bytes, not elements");
+  return check_apart(keys, values, "outputs of keys and values overlap at that distance: strides are in bytes, not elements");
 }
 
 }  // namespace pagedkv

@@ -100,16 +100,36 @@ class output_files : public testing::Test {
 };
 
 TEST_F(output_files, are_all_written_or_none) {
-  put("a", "earlier");
-  fs::create_directory(at("b").path);
-  const finished_output both[] = {{at("a"), "new"}, {at("b"), "new"}};
-  EXPECT_NO_THROW(write_outputs(std::span(both).first(1)));
-  EXPECT_EQ(content_of("a"), "new");
-  put("a", "earlier");
-  const finished_output unfit[] = {{at("a"), "new"}, {at("missing/b"), "new"}};
-  EXPECT_THROW(write_outputs(unfit), output_failed);
-  EXPECT_EQ(content_of("a"), "earlier");
-  EXPECT_EQ(num_files(), 2);
+  for (const char* const name : {"a", "b"}) put(name, "earlier");
+  for (const output& unfit : {at("missing/c"), at("a/c")}) {
+    const finished_output three[] = {{at("a"), "new"}, {unfit, "new"}, {at("b"), "new"}};
+    EXPECT_THROW(write_outputs(three), output_failed);
+    for (const char* const name : {"a", "b"}) EXPECT_EQ(content_of(name), "earlier");
+    EXPECT_EQ(num_files(), 2);
+  }
+  const finished_output three[] = {{at("a"), "1"}, {at("c"), "2"}, {at("b"), "3"}};
+  write_outputs(three);
+  EXPECT_EQ(content_of("a") + content_of("c") + content_of("b"), "123");
+  EXPECT_EQ(num_files(), 3);
+}
+
+// What only fails in its place, or is no file, comes to light when others have been replaced.
+TEST_F(output_files, that_are_written_are_named_when_another_is_not) {
+  const output unfit[] = {at(std::string(300, 'x')), {"--plot", "/dev/full"}};
+  for (const output& where : unfit) {
+    put("a", "earlier");
+    const finished_output three[] = {{at("a"), "new"}, {at("b"), "new"}, {where, "new"}};
+    try {
+      write_outputs(three);
+      ADD_FAILURE() << where.path;
+    } catch (const output_failed& failed) {
+      const std::string said = failed.what();
+      EXPECT_TRUE(said.starts_with(where.option + " " + where.path + ": could not be written: ")) << said;
+      EXPECT_TRUE(said.ends_with("; written are --json " + at("a").path + ", --json " + at("b").path)) << said;
+    }
+    EXPECT_EQ(content_of("a") + content_of("b"), "newnew");
+    EXPECT_EQ(num_files(), 2);
+  }
 }
 
 TEST_F(output_files, keep_other_links_to_what_they_replace) {
@@ -124,22 +144,32 @@ TEST_F(output_files, keep_other_links_to_what_they_replace) {
 TEST_F(output_files, are_whole_when_a_signal_ends_the_program) {
   const std::string whole(std::size_t{16} << 20, 'x');
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
-    put("a", "earlier");
-    const ::pid_t child = ::fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-      ::signal(signal, SIG_DFL);
-      const finished_output one[] = {{at("a"), whole}};
-      write_outputs(one);
-      ::_exit(0);
+    bool is_amid = false;
+    for (int round = 0; !is_amid; ++round) {
+      ASSERT_LT(round, 100) << "the child was always done before it could be stopped";
+      put("a", "earlier");
+      const ::pid_t child = ::fork();
+      ASSERT_GE(child, 0);
+      if (child == 0) {
+        ::signal(signal, SIG_DFL);
+        const finished_output one[] = {{at("a"), whole}};
+        write_outputs(one);
+        ::_exit(0);
+      }
+      // Stopped while there is a temporary file.
+      while (num_files() == 1 && content_of("a") == "earlier") std::this_thread::yield();
+      ::kill(child, SIGSTOP);
+      int status = 0;
+      ASSERT_EQ(::waitpid(child, &status, WUNTRACED), child);
+      if (!WIFSTOPPED(status)) continue;
+      is_amid = num_files() == 2;
+      ::kill(child, signal);
+      ::kill(child, SIGCONT);
+      ASSERT_EQ(::waitpid(child, &status, 0), child);
+      EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == signal);
+      EXPECT_EQ(num_files(), 1);
+      EXPECT_TRUE(content_of("a") == whole);
     }
-    // As soon as there is a temporary file.
-    while (num_files() == 1 && content_of("a") == "earlier") std::this_thread::yield();
-    ::kill(child, signal);
-    int status = 0;
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-    EXPECT_EQ(num_files(), 1);
-    EXPECT_EQ(content_of("a"), whole);
   }
 }
 

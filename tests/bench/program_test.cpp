@@ -31,11 +31,11 @@ struct ended {
   std::string err;
 };
 
-/// Each case works in an empty directory of its own.
+/// Each case works in an empty directory of its own, whose path the shell must not take for more than a path.
 class program : public testing::Test {
  protected:
   void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "pagedkv_program_XXXXXX").string();
+    std::string name = (fs::temp_directory_path() / "pagedkv_program's_$(x)_XXXXXX").string();
     ASSERT_NE(::mkdtemp(name.data()), nullptr);
     directory_ = name;
     fs::create_directory(directory_ / "work");

@@ -328,10 +328,10 @@ TEST_P(append_row_scales_test, MisuseIsRefusedAndNothingWritten) {
   });
   expect_refused(layer, fp8_per_tensor, "per_token_head");
   expect_refused(spoilt([](layer_ref& l) { l.key_scale = l.value_scale = {}; }), good, "row_scales");
-  expect_refused(spoilt([](layer_ref& l) { l.value_scale = {}; }), good, "scale");
-  expect_refused(spoilt([](layer_ref& l) { l.value_scale.num_heads = 2; }), good, "heads");
+  expect_refused(spoilt([](layer_ref& l) { l.value_scale = {}; }), good, "describe its scale planes");
+  expect_refused(spoilt([](layer_ref& l) { l.value_scale.num_heads = 2; }), good, "num_heads must be that of its rows");
   expect_refused(spoilt([](layer_ref& l) { l.key_scale.row_bytes = 2; }), good, "must be 4");
-  expect_refused(spoilt([](layer_ref& l) { l.key_scale.base += 2; }), good, "align");
+  expect_refused(spoilt([](layer_ref& l) { l.key_scale.base += 2; }), good, "multiples of a scale's bytes: align");
   expect_refused(spoilt([](layer_ref& l) { l.value_scale.block_stride += 1; }), good, "align");
 
   for (const status& answer : {append({}, layer, source, source, slots.as<slot_t>(), 1, {}, nullptr),

@@ -256,10 +256,10 @@ TEST_P(strides_test, OutputsOfKeysAndValuesThatShareBytesAreRefused) {
     SCOPED_TRACE(call.name);
     for (const std::int64_t distance : {0, 14, 16, -30, 94, -94}) {  // of 3 tokens, 2 heads and 16 bytes without gaps
       const status answer = call.run(call.layer, call.rows, {32, 16, distance - 1024});
-      expect_refused(answer, "outputs of keys and values overlap", distance, error::none);
+      expect_refused(answer, "outputs of keys and values overlap at that distance", distance, error::none);
     }
     const status one_tensor = call.run(call.layer, {48, 16}, {16, 48, -1024});  // of other strides: seen of the first rows
-    expect_refused(one_tensor, "outputs of keys and values overlap", 0, error::none);
+    expect_refused(one_tensor, "outputs of keys and values overlap at that distance", 0, error::none);
   }
   calls.expect_untouched();
   for (const tested_call& call : calls.each) {

@@ -16,17 +16,14 @@
 
 #include <pagedkv/kv_cache.hpp>
 
-#include "model/random_driver.hpp"
+#include "model/random_engine.hpp"
 
 namespace pagedkv::testing {
 
-/// The tokens of a sequence and, for each position, what they are up to there.
-struct token_stream {
-  std::uint64_t name_space = 0;
-  std::vector<std::int32_t> tokens;
-  std::vector<std::uint64_t> keys;      // one per key span
+/// A stream and, for each position, what it is up to there.
+struct stamped_stream : token_stream {
   std::uint64_t origin = 0;             // the namespace's weights when the sequence began
-  std::vector<std::uint64_t> identity;  // [tokens]: namespace, tokens and keys
+  std::vector<std::uint64_t> identity;  // [tokens]
   std::vector<std::uint64_t> content;   // [tokens]: what K and V stand for, which the weights are a part of
 };
 
@@ -36,7 +33,7 @@ class content_oracle {
 
   struct sequence {
     sequence_handle handle;
-    token_stream stream;
+    stamped_stream stream;
     int length = 0;
     int computed = 0;
     int tainted_from = never;  // the engine was told so, and has not truncated the sequence to there
@@ -57,6 +54,7 @@ class content_oracle {
         owner_(static_cast<std::size_t>(num_blocks_), -1),
         is_published_(static_cast<std::size_t>(num_blocks_)),
         is_evicted_(static_cast<std::size_t>(num_blocks_)),
+        num_written_(static_cast<std::size_t>(num_blocks_)),
         accesses_(static_cast<std::size_t>(num_blocks_)) {
     for (const group_config& in : groups_) stride_ = std::max(stride_, in.block_size);
     memory_.resize(static_cast<std::size_t>(num_blocks_) * static_cast<std::size_t>(stride_));
@@ -72,25 +70,20 @@ class content_oracle {
   [[nodiscard]] std::int64_t num_ordered_writes() const { return num_ordered_writes_; }
 
   /// What the stream's K and V are for a sequence that begins now.
-  void stamp(token_stream& of) const {
+  void stamp(stamped_stream& of) const {
     of.origin = num_resets(of.name_space) << 32;
     restamp(of);
   }
   /// The same after tokens or keys changed.
-  void restamp(token_stream& of) const {
-    of.identity.resize(of.tokens.size());
-    of.content.resize(of.tokens.size());
-    std::uint64_t before = of.name_space;
-    for (std::size_t i = 0; i < of.tokens.size(); ++i) {
-      const std::uint64_t key = of.keys[i / static_cast<std::size_t>(cache_.key_span())];
-      before = of.identity[i] = mix(mix(before, static_cast<std::uint64_t>(of.tokens[i])), key) | 1U;
-      of.content[i] = before ^ of.origin;
-    }
+  void restamp(stamped_stream& of) const {
+    of.identity = identities_of(of, cache_.key_span());
+    of.content = of.identity;
+    for (std::uint64_t& content : of.content) content ^= of.origin;
   }
 
   // ---- what was called
 
-  sequence& add(sequence_handle handle, token_stream stream, int num_cached) {
+  sequence& add(sequence_handle handle, stamped_stream stream, int num_cached) {
     for (const sequence& other : live_) check(other.handle.index != handle.index, "two sequences have one row");
     sequence& added = live_.emplace_back();
     added.handle = handle;
@@ -259,7 +252,7 @@ class content_oracle {
 
   /// The first of a stream's `length` tokens from which on the content of one of the blocks is also its own, to the end of a
   /// span; `never`: none.
-  [[nodiscard]] int first_shared(std::span<const block_id> blocks, const token_stream& stream, int length) const {
+  [[nodiscard]] int first_shared(std::span<const block_id> blocks, const stamped_stream& stream, int length) const {
     int first = never;
     for (const block_id block : blocks) {
       const cell& last = last_of_first_span(block);
@@ -271,7 +264,7 @@ class content_oracle {
     return first;
   }
   /// The same of blocks that a sequence has said it fills, and whole blocks alone: such content can surely not be found.
-  [[nodiscard]] int first_lost(std::span<const block_id> blocks, const token_stream& stream, int length) const {
+  [[nodiscard]] int first_lost(std::span<const block_id> blocks, const stamped_stream& stream, int length) const {
     int first = never;
     for (const block_id block : blocks) {
       if (owner_[static_cast<std::size_t>(to_int(block))] < 0 || !is_recorded(block)) continue;
@@ -365,7 +358,8 @@ class content_oracle {
     std::uint64_t identity = 0;
     std::int32_t position = 0;
     std::int32_t fault = 0;  // the newest fault that they suffer from; 0: they are right
-    bool has_twin = false;   // some other block held the same, and each may have been written on since
+    // Some other block held the same, and each may have been written on since; or this one held something else behind it.
+    bool has_twin = false;
   };
   /// Positions of a block that a step reads or writes which a device may still be at.
   struct access {
@@ -381,10 +375,10 @@ class content_oracle {
     return resets_of_all_ + (found == resets_.end() ? 0 : found->second);
   }
   /// What a group's layers hold of a position.
-  [[nodiscard]] static std::uint64_t content_of(const token_stream& stream, std::size_t g, int position) {
+  [[nodiscard]] static std::uint64_t content_of(const stamped_stream& stream, std::size_t g, int position) {
     return stream.content[static_cast<std::size_t>(position)] ^ (g << 1);
   }
-  [[nodiscard]] bool is_content_of(const token_stream& stream, block_id block, const cell& at) const {
+  [[nodiscard]] bool is_content_of(const stamped_stream& stream, block_id block, const cell& at) const {
     return at.content ==
            content_of(stream, static_cast<std::size_t>(owner_[static_cast<std::size_t>(to_int(block))]), at.position);
   }
@@ -557,15 +551,20 @@ class content_oracle {
             "a token's slot is not where its sequence's table says");
       const auto k = static_cast<std::size_t>(position / size);
       const bool is_copy = std::ranges::find(plan.copies, block, &block_copy::destination) != plan.copies.end();
-      check_write(block, offset, offset + 1, of, !is_copy && (k >= before[g].size() || before[g][k] != block));
+      const bool is_handed_out = !is_copy && (k >= before[g].size() || before[g][k] != block);
+      check_write(block, offset, offset + 1, of, is_handed_out);
       const auto at = static_cast<std::size_t>(to_int(block));
       if (owner_[at] != static_cast<int>(g)) {  // other layers, other bytes
         std::ranges::fill(cells(block), cell{});
         owner_[at] = static_cast<int>(g);
       }
       is_published_[at] = is_evicted_[at] = false;
-      cells(block)[static_cast<std::size_t>(offset)] = {
-          content_of(of.stream, g, position), of.stream.identity[static_cast<std::size_t>(position)], position, fault, false};
+      if (is_handed_out) num_written_[at] = 0;
+      cell& written = cells(block)[static_cast<std::size_t>(offset)];
+      const std::uint64_t identity = of.stream.identity[static_cast<std::size_t>(position)];
+      if (offset < num_written_[at] && written.identity != identity) cells(block).front().has_twin = true;
+      num_written_[at] = std::max(num_written_[at], offset + 1);
+      written = {content_of(of.stream, g, position), identity, position, fault, false};
     }
   }
 
@@ -613,6 +612,7 @@ class content_oracle {
   std::vector<int> owner_;                     // [num_blocks]: the group whose layers were written last
   std::vector<bool> is_published_;             // [num_blocks]: it can be found, unless its room was wanted since
   std::vector<bool> is_evicted_;               // [num_blocks]
+  std::vector<int> num_written_;               // [num_blocks]: positions, since the block was handed out
   std::vector<std::vector<access>> accesses_;  // [num_blocks]: of steps in flight
   std::vector<sequence> live_;
   std::map<std::uint64_t, std::uint64_t> resets_;  // per namespace

@@ -15,6 +15,7 @@
 
 #include "model/content_oracle.hpp"
 #include "model/random_driver.hpp"
+#include "model/random_engine.hpp"
 
 namespace {
 
@@ -23,9 +24,14 @@ using pagedkv::testing::check;
 using pagedkv::testing::content_oracle;
 using pagedkv::testing::disagreement;
 using pagedkv::testing::event_totals;
+using pagedkv::testing::has_windows;
 using pagedkv::testing::mix;
+using pagedkv::testing::random_block_size;
+using pagedkv::testing::random_group;
 using pagedkv::testing::random_source;
-using pagedkv::testing::token_stream;
+using pagedkv::testing::stamped_stream;
+using pagedkv::testing::stream_source;
+using pagedkv::testing::text_of;
 using sequence = content_oracle::sequence;
 
 #ifdef NDEBUG
@@ -37,15 +43,15 @@ constexpr int operations_per_seed = 600;
 
 class driver {
  public:
-  explicit driver(std::uint64_t seed) : seed_(seed), random_(seed), config_(random_config()), cache_(config_), oracle_(cache_) {
-    for (const group_config& in : config_.groups) {
-      alignment_ = std::lcm(alignment_, in.block_size);
-      has_windows_ = has_windows_ || in.window > 0;
-    }
-    for (std::vector<std::int32_t>& prompt : prompts_) {
-      prompt.resize(static_cast<std::size_t>(config_.max_tokens_per_sequence));
-      for (std::int32_t& token : prompt) token = random_token();
-    }
+  explicit driver(std::uint64_t seed)
+      : seed_(seed),
+        random_(seed),
+        config_(random_config()),
+        cache_(config_),
+        oracle_(cache_),
+        has_windows_(has_windows(config_)),
+        streams_(random_, config_.max_tokens_per_sequence, cache_.key_span()) {
+    for (const group_config& in : config_.groups) alignment_ = std::lcm(alignment_, in.block_size);
     for (int& weight : weights_) weight = random_.one_in(6) ? 0 : 1 + random_.pick(8);
     weights_[step_op] += 8;
     weights_[commit_op] += 3;
@@ -54,7 +60,7 @@ class driver {
     weights_[reset_op] = random_.one_in(4) ? 1 : 0;
     weights_[lie_op] = (weights_[lie_op] + 1) / 2;
     weights_[fault_op] = random_.one_in(2) ? 1 + random_.pick(3) : 0;
-    has_keys_ = random_.one_in(2);
+    streams_.use_keys(random_.one_in(2));
     counts_tokens_ = random_.one_in(4);
     commits_at_once_ = !random_.one_in(3);
   }
@@ -91,18 +97,7 @@ class driver {
   }
 
   [[nodiscard]] const std::string& log() const { return log_; }
-  [[nodiscard]] std::string describe() const {
-    std::string text = "pool " + std::to_string(config_.num_blocks) + (config_.has_null_block ? " with" : " without") +
-                       " null block, " + std::to_string(config_.max_sequences) + " sequences of at most " +
-                       std::to_string(config_.max_tokens_per_sequence) + " tokens" +
-                       (config_.prefix_sharing ? ", sharing" : "") + (config_.merge_duplicates ? ", merging" : "") +
-                       (config_.deferred_release ? ", deferred" : "");
-    for (const group_config& in : config_.groups) {
-      text += "; group: block " + std::to_string(in.block_size) + ", window " + std::to_string(in.window) + ", sinks " +
-              std::to_string(in.sink_tokens);
-    }
-    return text;
-  }
+  [[nodiscard]] std::string describe() const { return pagedkv::testing::describe(config_); }
   void add_coverage_to(event_totals& totals) const {
     const cache_statistics counts = cache_.statistics();
     totals["position checks"] += oracle_.num_checks();
@@ -156,20 +151,12 @@ class driver {
   };
 
   kv_cache_config random_config() {
-    constexpr int block_sizes[] = {1, 2, 3, 4, 6, 8};
     kv_cache_config config;
     config.num_blocks = 6 + (random_.one_in(2) ? random_.pick(14) : random_.pick(60));
     config.groups.resize(static_cast<std::size_t>(random_.one_in(2) ? 1 : 1 + random_.pick(3)));
-    const int one_size = random_.one_in(2) ? block_sizes[random_.pick(6)] : 0;
-    bool has_windows = false;
-    for (group_config& in : config.groups) {
-      in.block_size = one_size > 0 ? one_size : block_sizes[random_.pick(6)];
-      if (random_.one_in(2)) continue;
-      has_windows = true;
-      in.window = 1 + random_.pick(random_.one_in(2) ? 5 : 20);
-      if (random_.one_in(2)) in.sink_tokens = random_.pick(7);
-    }
-    config.has_null_block = has_windows || random_.one_in(2);
+    const int one_size = random_.one_in(2) ? random_block_size(random_) : 0;
+    for (group_config& in : config.groups) in = random_group(random_, one_size > 0 ? one_size : random_block_size(random_));
+    config.has_null_block = has_windows(config) || random_.one_in(2);
     config.max_sequences = 2 + random_.pick(7);
     config.max_tokens_per_sequence = 8 + random_.pick(56);
     config.prefix_sharing = !random_.one_in(10);
@@ -190,61 +177,24 @@ class driver {
     return nullptr;
   }
   bool is_full() { return std::ssize(live()) == config_.max_sequences; }
-  std::int32_t random_token() { return random_.pick(2); }
   int span() const { return cache_.key_span(); }
   int room(const sequence& of) const { return config_.max_tokens_per_sequence - of.length; }
 
-  token_stream random_stream() {
-    constexpr std::uint64_t name_spaces[] = {0, 0, 0, 0, 0, 0, 7, 0xffff'ffff'ffff'fff0U};
-    token_stream made;
-    made.name_space = name_spaces[random_.pick(8)];
-    made.tokens = prompts_[random_.pick(random_.one_in(2) ? 3 : 1)];
-    made.keys.resize(made.tokens.size() / static_cast<std::size_t>(span()) + 1);
-    for (int keys = has_keys_ ? random_.pick(3) : 0; keys > 0; --keys) {
-      made.keys[static_cast<std::size_t>(random_.pick(std::min<std::int64_t>(6, std::ssize(made.keys))))] =
-          1 + static_cast<std::uint64_t>(random_.pick(2));
-    }
-    change(made, random_.one_in(2) ? 0 : random_.pick(std::ssize(made.tokens)), 4);
+  stamped_stream random_stream() {
+    stamped_stream made;
+    streams_.draw(made);
     return made;
-  }
-
-  /// Perhaps other tokens, and keys of other spans, from some position at or behind `first` on.
-  void change(token_stream& of, int first, int odds) {
-    if (random_.one_in(odds)) {
-      const auto from =
-          static_cast<std::size_t>(first) + static_cast<std::size_t>(random_.pick(std::ssize(of.tokens) - first + 1));
-      for (std::size_t i = from; i < of.tokens.size(); ++i) of.tokens[i] = random_token();
-      for (std::size_t i = from / static_cast<std::size_t>(span()) + 1; has_keys_ && i < of.keys.size(); ++i) {
-        if (random_.one_in(8)) of.keys[i] = static_cast<std::uint64_t>(random_.pick(3));
-      }
-    }
   }
   /// What follows of a sequence is open, unless it was said.
   void change_rest(sequence& of, int odds) {
-    change(of.stream, std::max(of.length, of.said), odds);
+    streams_.change(of.stream, std::max(of.length, of.said), odds);
     oracle_.restamp(of.stream);
-  }
-
-  /// What an engine says of a stream's first tokens. Keys that are all 0 may be left out.
-  sequence_tokens say(const token_stream& stream, int num_tokens) {
-    sequence_tokens said{std::span(stream.tokens).first(static_cast<std::size_t>(num_tokens)), stream.name_space};
-    const auto keys = std::span(stream.keys).first(static_cast<std::size_t>((num_tokens + span() - 1) / span()));
-    const bool has_keys = std::ranges::any_of(keys, [](std::uint64_t key) { return key != 0; });
-    if (has_keys || random_.one_in(8)) said.extra_keys = keys;
-    return said;
   }
 
   // ---- answers
 
   void note(const std::string& text) { log_ += text; }
   static std::string show(sequence_handle handle) { return std::to_string(handle.index); }
-  static std::string show(const sequence_tokens& said) {
-    std::string text = " tokens(";
-    for (const std::int32_t token : said.tokens) text += static_cast<char>('0' + token);
-    text += ", ns " + std::to_string(said.name_space % 100);
-    for (const std::uint64_t key : said.extra_keys) text += " k" + std::to_string(key % 100);
-    return text + ")";
-  }
   template <class Answer>
   static void succeeds(const Answer& answer, const char* what) {
     if (!answer) throw disagreement(std::string(what) + " was refused: " + answer.error().message());
@@ -266,26 +216,26 @@ class driver {
     }
     succeeds(added, "add()");
     note(" = " + show(*added));
-    token_stream stream = random_stream();
+    stamped_stream stream = random_stream();
     oracle_.stamp(stream);
     oracle_.add(*added, std::move(stream), 0);
     oracle_.check_all();
   }
 
   void add_tokens() {
-    token_stream stream = random_stream();
+    stamped_stream stream = random_stream();
     if (!live().empty() && random_.one_in(3)) {  // what is being served already, up to somewhere
       stream = any().stream;
-      change(stream, random_.pick(std::ssize(stream.tokens)), 2);
+      streams_.change(stream, random_.pick(std::ssize(stream.tokens)), 2);
     }
     const int most = config_.max_tokens_per_sequence;
     const int num_tokens = 1 + (random_.one_in(3) ? random_.pick(most) : most - 1 - random_.pick((most + 1) / 2));
     add(std::move(stream), num_tokens);
   }
 
-  void add(token_stream stream, int num_tokens) {
-    const sequence_tokens said = say(stream, num_tokens);
-    note(" add" + show(said));
+  void add(stamped_stream stream, int num_tokens) {
+    const sequence_tokens said = streams_.say(stream, num_tokens);
+    note(" add " + text_of(said));
     const result<added_sequence> added = cache_.add(said);
     if (is_full()) {
       ++out_of_sequences_;
@@ -367,7 +317,7 @@ class driver {
     for (const sequence_handle handle : handles) {
       const sequence& of = *oracle_.find(handle);
       const int num_tokens = random_.one_in(3) ? of.computed + random_.pick(of.length - of.computed + 1) : of.length;
-      entries.push_back({handle, say(of.stream, num_tokens)});
+      entries.push_back({handle, streams_.say(of.stream, num_tokens)});
       note(" " + show(handle) + " to " + std::to_string(num_tokens));
     }
     commit(entries);
@@ -398,7 +348,7 @@ class driver {
     sequence& of = *oracle_.find(handle);
     const int right = of.computed + random_.pick(of.length - of.computed + 1);
     note(" commit " + show(handle) + " to " + std::to_string(right));
-    commit(std::vector<commit_entry>{{handle, say(of.stream, right)}});
+    commit(std::vector<commit_entry>{{handle, streams_.say(of.stream, right)}});
     if (truncate(of, of.computed)) ++drafts_;
   }
 
@@ -503,8 +453,8 @@ class driver {
   // ---- what can be found
 
   /// Tokens that add() of a stream's first ones would find; none while there is no room for a sequence.
-  int predict(const token_stream& stream, int num_tokens) {
-    const result<kv_cache::add_prediction> found = cache_.predict_add(say(stream, num_tokens));
+  int predict(const stamped_stream& stream, int num_tokens) {
+    const result<kv_cache::add_prediction> found = cache_.predict_add(streams_.say(stream, num_tokens));
     succeeds(found, "predict_add");
     return found->num_cached_tokens;
   }
@@ -528,7 +478,7 @@ class driver {
     const sequence& of = any();
     if (!of.publishes || of.length == 0 || of.tainted_from != content_oracle::never) return;
     const int num_tokens = of.length - random_.pick(of.length - of.computed + 1);
-    token_stream lied = of.stream;
+    stamped_stream lied = of.stream;
     if (num_tokens == 0) return;
     const int num_spans = std::min(num_tokens, of.said) / span();
     if (of.is_named && random_.one_in(4)) {
@@ -545,8 +495,8 @@ class driver {
     } else {
       return;
     }
-    const sequence_tokens said = say(lied, num_tokens);
-    note(" lie that " + show(of.handle) + " is" + show(said));
+    const sequence_tokens said = streams_.say(lied, num_tokens);
+    note(" lie that " + show(of.handle) + " is " + text_of(said));
     const int available = cache_.available_blocks();
     const std::vector<std::vector<block_id>> tables = of.tables;
     is_refused(cache_.commit(of.handle, said), errc::invalid_argument, "a commit that contradicts what was said");
@@ -590,17 +540,17 @@ class driver {
 
   /// What is found of a prefix before an invalidation, and may be found afterwards.
   struct probe {
-    token_stream stream;
+    stamped_stream stream;
     int num_tokens;
     int found;
     int least, most;
   };
   std::vector<probe> probes(std::span<const block_id> blocks) {
-    std::vector<token_stream> streams;
+    std::vector<stamped_stream> streams;
     for (const sequence& of : live()) streams.push_back(of.stream);
     for (int i = 0; i < 4; ++i) oracle_.stamp(streams.emplace_back(random_stream()));
     std::vector<probe> made;
-    for (const token_stream& stream : streams) {
+    for (const stamped_stream& stream : streams) {
       const int all = config_.max_tokens_per_sequence;
       const int shared = oracle_.first_shared(blocks, stream, all);
       if (shared == content_oracle::never) {
@@ -686,7 +636,7 @@ class driver {
     if (random_.one_in(3)) return;
     if (wanted > of.length && !step({{handle, wanted - of.length}})) return;
     note(" commit " + show(handle));
-    commit(std::vector<commit_entry>{{handle, say(of.stream, of.length)}});
+    commit(std::vector<commit_entry>{{handle, streams_.say(of.stream, of.length)}});
     ++healed_;
     if (!check_found(of) || random_.one_in(2)) return;
     ++found_healed_;
@@ -699,10 +649,9 @@ class driver {
   kv_cache cache_;
   content_oracle oracle_;
   int alignment_ = 1;
-  bool has_windows_ = false;
-  std::vector<std::int32_t> prompts_[3];
+  bool has_windows_;
+  stream_source streams_;
   int weights_[num_operations] = {};
-  bool has_keys_ = false;
   bool counts_tokens_ = false;
   bool commits_at_once_ = false;
   epoch_t current_epoch_ = 0;

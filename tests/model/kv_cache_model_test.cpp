@@ -14,6 +14,7 @@
 #include <pagedkv/kv_cache.hpp>
 
 #include "model/random_driver.hpp"
+#include "model/random_engine.hpp"
 #include "model/reference_cache.hpp"
 
 namespace pagedkv {
@@ -34,9 +35,16 @@ using namespace pagedkv;
 using pagedkv::testing::check;
 using pagedkv::testing::disagreement;
 using pagedkv::testing::event_totals;
+using pagedkv::testing::has_windows;
+using pagedkv::testing::identities_of;
 using pagedkv::testing::mix;
+using pagedkv::testing::random_block_size;
+using pagedkv::testing::random_group;
 using pagedkv::testing::random_source;
 using pagedkv::testing::reference_cache;
+using pagedkv::testing::stream_source;
+using pagedkv::testing::text_of;
+using pagedkv::testing::token_stream;
 
 #ifdef NDEBUG
 constexpr int num_seeds = 4'000;
@@ -173,14 +181,11 @@ class driver {
         cache_(config_),
         reference_(config_),
         memory_(config_.groups.size()),
-        mirror_(config_.groups.size()) {
+        mirror_(config_.groups.size()),
+        streams_(random_, config_.max_tokens_per_sequence, reference_.key_span()) {
     for (std::size_t g = 0; g < memory_.size(); ++g) {
       memory_[g].resize(static_cast<std::size_t>(config_.num_blocks * config_.groups[g].block_size));
       mirror_[g].resize(static_cast<std::size_t>(config_.max_sequences) * config_.max_tokens_per_sequence, no_block);
-    }
-    for (std::vector<std::int32_t>& prompt : prompts_) {
-      prompt.resize(static_cast<std::size_t>(config_.max_tokens_per_sequence));
-      for (std::int32_t& token : prompt) token = random_token();
     }
     for (int& weight : weights_) weight = random_.one_in(6) ? 0 : 1 + random_.pick(10);
     weights_[step_op] += 8;
@@ -189,7 +194,7 @@ class driver {
     weights_[evict_op] = (weights_[evict_op] + 2) / 3;
     weights_[invalidate_op] = random_.one_in(3) ? 1 + random_.pick(2) : 0;
     weights_[reset_op] = random_.one_in(3) ? 1 : 0;
-    has_keys_ = random_.one_in(3);
+    streams_.use_keys(random_.one_in(3));
     commits_at_once_ = random_.one_in(2);
     releases_on_pressure_ = !random_.one_in(4);
   }
@@ -225,18 +230,7 @@ class driver {
 
   [[nodiscard]] const std::string& log() const { return log_; }
   void add_coverage_to(event_totals& totals) const { seen_.add_to(totals, reference_.events()); }
-  [[nodiscard]] std::string describe() const {
-    std::string text = "pool " + std::to_string(config_.num_blocks) + (config_.has_null_block ? " with" : " without") +
-                       " null block, sequences " + std::to_string(config_.max_sequences) + " of at most " +
-                       std::to_string(config_.max_tokens_per_sequence) + " tokens, watermark " +
-                       std::to_string(config_.watermark_blocks) + (config_.prefix_sharing ? ", sharing" : "") +
-                       (config_.merge_duplicates ? ", merging" : "") + (config_.deferred_release ? ", deferred" : "");
-    for (const group_config& in : config_.groups) {
-      text += "; group: block " + std::to_string(in.block_size) + ", window " + std::to_string(in.window) + ", sinks " +
-              std::to_string(in.sink_tokens);
-    }
-    return text;
-  }
+  [[nodiscard]] std::string describe() const { return pagedkv::testing::describe(config_); }
 
  private:
   enum operation {
@@ -256,11 +250,8 @@ class driver {
   };
 
   /// A sequence, what its tokens are and will be, and what a device computes for them.
-  struct tracked {
+  struct tracked : token_stream {
     sequence_handle handle;
-    std::uint64_t name_space = 0;
-    std::vector<std::int32_t> tokens;   // [max_tokens_per_sequence]
-    std::vector<std::uint64_t> keys;    // per key_span tokens
     std::vector<std::uint64_t> stamps;  // per token: stands for its K and V, so it depends on all before it
   };
 
@@ -270,22 +261,12 @@ class driver {
     return sum;
   }
 
-  std::int32_t random_token() { return random_.pick(2); }
-
   kv_cache_config random_config() {
-    constexpr int block_sizes[] = {1, 2, 3, 4, 6, 8};
     kv_cache_config config;
     config.num_blocks = 4 + (random_.one_in(2) ? random_.pick(16) : random_.pick(57));
     config.groups.resize(static_cast<std::size_t>(random_.one_in(2) ? 1 : 1 + random_.pick(3)));
-    bool has_windows = false;
-    for (group_config& in : config.groups) {
-      in.block_size = block_sizes[random_.pick(6)];
-      if (random_.one_in(2)) continue;
-      has_windows = true;
-      in.window = 1 + random_.pick(random_.one_in(2) ? 5 : 20);
-      if (random_.one_in(2)) in.sink_tokens = random_.pick(7);
-    }
-    config.has_null_block = has_windows || random_.one_in(2);
+    for (group_config& in : config.groups) in = random_group(random_, random_block_size(random_));
+    config.has_null_block = has_windows(config) || random_.one_in(2);
     config.max_sequences = 1 + random_.pick(8);
     config.max_tokens_per_sequence = 1 + random_.pick(72);
     if (random_.one_in(15)) {  // rows longer than the batches that look-ups and commits work in
@@ -302,48 +283,18 @@ class driver {
 
   // ---- token streams
 
-  void stamp(tracked& of) {
-    of.stamps.resize(of.tokens.size());
-    std::uint64_t before = of.name_space;
-    for (std::size_t i = 0; i < of.tokens.size(); ++i) {
-      const std::uint64_t key = of.keys[i / static_cast<std::size_t>(reference_.key_span())];
-      before = of.stamps[i] = mix(mix(before, static_cast<std::uint64_t>(of.tokens[i])), key) | 1U;
-    }
-  }
-
+  void stamp(tracked& of) { of.stamps = identities_of(of, reference_.key_span()); }
   tracked random_stream() {
-    constexpr std::uint64_t name_spaces[] = {0, 0, 0, 0, 0, 0, 7, 0xffff'ffff'ffff'fff0U};
     tracked made;
-    made.name_space = name_spaces[random_.pick(8)];
-    made.tokens = prompts_[random_.pick(random_.one_in(2) ? 3 : 1)];
-    made.keys.resize(made.tokens.size() / static_cast<std::size_t>(reference_.key_span()) + 1);
-    for (int keys = has_keys_ ? random_.pick(3) : 0; keys > 0; --keys) {
-      made.keys[random_.pick(random_.one_in(2) ? std::min<std::int64_t>(6, std::ssize(made.keys)) : std::ssize(made.keys))] =
-          1 + random_.pick(2);
-    }
-    change_stream(made, random_.one_in(2) ? 0 : random_.pick(std::ssize(made.tokens)), 4);
+    streams_.draw(made);
+    stamp(made);
     return made;
   }
-
-  /// Perhaps other tokens from position `first` on.
-  void change_stream(tracked& of, std::int64_t first, int odds) {
-    if (random_.one_in(odds)) {
-      const std::int64_t from = first + random_.pick(std::ssize(of.tokens) - first + 1);
-      for (std::size_t i = static_cast<std::size_t>(from); i < of.tokens.size(); ++i) of.tokens[i] = random_token();
-    }
+  void change_stream(tracked& of, int first) {
+    streams_.change(of, first, 2);
     stamp(of);
   }
-
   static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-  /// What an engine says of its first tokens. Keys that are all 0 may be left out.
-  sequence_tokens say(const tracked& of, int num_tokens) {
-    sequence_tokens said{std::span(of.tokens).first(static_cast<std::size_t>(num_tokens)), of.name_space};
-    const auto keys = std::span(of.keys).first(static_cast<std::size_t>(ceil_div(num_tokens, reference_.key_span())));
-    const bool has_keys = std::any_of(keys.begin(), keys.end(), [](std::uint64_t key) { return key != 0; });
-    if (has_keys || random_.one_in(8)) said.extra_keys = keys;
-    return said;
-  }
 
   /// Sometimes says what no engine should.
   sequence_tokens misspeak(sequence_tokens said) {
@@ -387,13 +338,6 @@ class driver {
   static std::string show(sequence_handle handle) {
     return std::to_string(handle.index) + "." + std::to_string(handle.generation);
   }
-  static std::string show(const sequence_tokens& said) {
-    std::string text = "tokens(";
-    for (const std::int32_t token : said.tokens) text += token < 10 ? static_cast<char>('0' + token) : 'x';
-    text += ", ns " + std::to_string(said.name_space % 100);
-    for (const std::uint64_t key : said.extra_keys) text += " k" + std::to_string(key % 100);
-    return text + ")";
-  }
   template <class Result>
   bool agree(const Result& actual, const auto& expected, const char* what) {
     const bool succeeded = same_outcome(actual, expected, what);
@@ -418,9 +362,9 @@ class driver {
     // Mostly long enough for a hit.
     const int most = config_.max_tokens_per_sequence;
     const int num_tokens = 1 + (random_.one_in(3) ? random_.pick(most) : most - 1 - random_.pick((most + 1) / 2));
-    sequence_tokens said = say(made, num_tokens);
+    sequence_tokens said = streams_.say(made, num_tokens);
     if (random_.one_in(30)) said = misspeak(said);
-    note("add " + show(said));
+    note("add " + text_of(said));
     const status sound = reference_.check_add(said);
     const result<kv_cache::add_prediction> predicted = cache_.predict_add(said);
     same_outcome(predicted, sound, "predict_add");
@@ -447,7 +391,7 @@ class driver {
     note(" = " + show(*forked));
     reference_.fork(parent, *forked);
     tracked child = *find(parent);
-    change_stream(child, reference_.length(parent), 2);
+    change_stream(child, reference_.length(parent));
     track(std::move(child), *forked);
   }
 
@@ -528,10 +472,10 @@ class driver {
       int num_tokens = random_.one_in(3) ? computed + random_.pick(length - computed + 1) : length;
       if (random_.one_in(2 * odds)) num_tokens = random_.pick(config_.max_tokens_per_sequence + 1);
       if (of == nullptr) {
-        entries.push_back({handle, say(lies.emplace_back(random_stream()), num_tokens)});
+        entries.push_back({handle, streams_.say(lies.emplace_back(random_stream()), num_tokens)});
         continue;
       }
-      sequence_tokens said = say(*of, num_tokens);
+      sequence_tokens said = streams_.say(*of, num_tokens);
       if (random_.one_in(3 * odds)) {
         said = misspeak(said);
       } else if (random_.one_in(2 * odds) && num_tokens > 0) {
@@ -540,7 +484,9 @@ class driver {
         keys.resize(static_cast<std::size_t>(ceil_div(num_tokens, reference_.key_span())));
         keys[random_.pick(std::ssize(keys))] ^= 1U + static_cast<unsigned>(random_.pick(2));
         const bool is_remembered = reference_.contradicts_keys(handle, {said.tokens, said.name_space, keys});
-        if (is_remembered) said.extra_keys = random_.one_in(3) ? std::span<const std::uint64_t>{} : std::span(keys);
+        const bool are_none_wrong = reference_.contradicts_keys(handle, {said.tokens, said.name_space});
+        if (is_remembered) said.extra_keys = keys;
+        if (are_none_wrong && random_.one_in(3)) said.extra_keys = {};
         seen_.other_keys += is_remembered && !said.extra_keys.empty();
       } else if (random_.one_in(3 * odds)) {
         // One without a namespace would take it, and its tokens would no longer be what they are.
@@ -564,7 +510,7 @@ class driver {
     }
     if (entries.size() > 1 && random_.one_in(40)) entries.push_back(entries[random_.pick(std::ssize(entries))]);
     note("commit");
-    for (const commit_entry& entry : entries) note(" " + show(entry.sequence) + " " + show(entry.content));
+    for (const commit_entry& entry : entries) note(" " + show(entry.sequence) + " " + text_of(entry.content));
     const status expected = reference_.commit(entries);
     const status committed =
         entries.size() == 1 ? cache_.commit(entries.front().sequence, entries.front().content) : cache_.commit(entries);
@@ -594,7 +540,7 @@ class driver {
     const int length = find(handle) != nullptr ? reference_.length(handle) : 3;
     note(" truncate " + show(handle) + " to " + std::to_string(num_tokens));
     const bool succeeded = agree(cache_.truncate(handle, num_tokens), reference_.truncate(handle, num_tokens), "truncate");
-    if (succeeded) change_stream(*find(handle), num_tokens, 2);
+    if (succeeded) change_stream(*find(handle), num_tokens);
     if (!succeeded && num_tokens >= 0 && num_tokens <= length && find(handle) != nullptr)
       ++seen_.truncations_refused_by_windows;
   }
@@ -730,10 +676,10 @@ class driver {
     const int num_requests = 1 + random_.pick(3);
     for (int i = 0; i < num_requests; ++i) streams.push_back(random_stream());
     for (const tracked& stream : streams) {
-      sequence_tokens said = say(stream, 1 + random_.pick(config_.max_tokens_per_sequence));
+      sequence_tokens said = streams_.say(stream, 1 + random_.pick(config_.max_tokens_per_sequence));
       if (random_.one_in(60)) said = misspeak(said);
       requests.push_back(said);
-      note((requests.size() == 1 ? "how_many_fit in flight " + std::to_string(in_flight) : "") + " " + show(said));
+      note((requests.size() == 1 ? "how_many_fit in flight " + std::to_string(in_flight) : "") + " " + text_of(said));
     }
     const int fitting = cache_.how_many_fit(requests, in_flight);
     same(fitting, reference_.how_many_fit(requests, in_flight), "how_many_fit");
@@ -785,9 +731,7 @@ class driver {
         retire_all(trial);
       }
     }
-    const bool has_windows =
-        std::any_of(config_.groups.begin(), config_.groups.end(), [](const group_config& in) { return in.window > 0; });
-    if (!has_windows) same(available - trial.available(), predicted, "blocks that growing took, and the prediction,");
+    if (!has_windows(config_)) same(available - trial.available(), predicted, "blocks that growing took, and the prediction,");
     ++seen_.runs_to_completion;
   }
 
@@ -930,13 +874,12 @@ class driver {
   reference_cache reference_;
   std::vector<std::vector<std::uint64_t>> memory_;  // [groups][blocks * block_size] stamps
   std::vector<std::vector<block_id>> mirror_;       // [groups][rows * width]
+  stream_source streams_;
   std::vector<tracked> live_;
   std::vector<sequence_handle> past_;
-  std::vector<std::int32_t> prompts_[3];
   std::deque<std::vector<std::int32_t>> wrong_tokens_;  // what an operation misspeaks
   std::deque<std::vector<std::uint64_t>> wrong_keys_;
   int weights_[num_operations] = {};
-  bool has_keys_ = false;
   bool commits_at_once_ = false;
   bool releases_on_pressure_ = false;
   std::string log_;

@@ -40,6 +40,10 @@ class invalidation : public cache_test {
     cache.commit(sequence, {.tokens = said, .extra_keys = extra}).value();
     settle(cache);
   }
+  static void recompute(kv_cache& cache, sequence_handle sequence, int first, const text& said) {
+    cache.truncate(sequence, first).value();
+    compute(cache, sequence, said);
+  }
   static sequence_handle computed(kv_cache& cache, const text& said) {
     const sequence_handle sequence = cache.add({.tokens = said}).value().sequence;
     compute(cache, sequence, said);
@@ -50,8 +54,15 @@ class invalidation : public cache_test {
     settle(cache);
     return {named.begin(), named.end()};
   }
+  static tainted invalidate(kv_cache& cache, sequence_handle sequence, int logical_block, int group = 0) {
+    return invalidate(cache, {block_of(cache, sequence, logical_block, group)});
+  }
   static block_id block_of(const kv_cache& cache, sequence_handle sequence, int logical_block, int group = 0) {
     return cache.table(sequence, group).value()[logical_block];
+  }
+  static text changed(text said, int position, std::int32_t token = 99) {
+    said[position] = token;
+    return said;
   }
   static int found(const kv_cache& cache, const text& said) {
     return cache.predict_add({.tokens = said}).value().num_cached_tokens;
@@ -64,7 +75,7 @@ PAGEDKV_BOTH_RELEASES(invalidation);
 TEST_P(invalidation, WhatWasComputedFromABadBlockIsNotFoundBehindASoundOne) {
   kv_cache cache(config());
   const sequence_handle a = computed(cache, prompt(12));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
+  EXPECT_EQ(invalidate(cache, a, 0), (tainted{{a, 0}}));
   compute(cache, a, prompt(16));
   const sequence_handle b = computed(cache, prompt(5));
   EXPECT_EQ(found(cache, prompt(17)), 4) << "b's block";
@@ -80,9 +91,8 @@ TEST_P(invalidation, WhatIsComputedAgainIsNotMergedIntoWhatWasBad) {
   const sequence_handle witness = computed(cache, prompt(12));
   finish(cache, witness);  // cached, and computed from the block that turns out to be bad
   const sequence_handle a = computed(cache, prompt(13));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
-  cache.truncate(a, 0).value();
-  compute(cache, a, prompt(16));
+  EXPECT_EQ(invalidate(cache, a, 0), (tainted{{a, 0}}));
+  recompute(cache, a, 0, prompt(16));
   EXPECT_EQ(cache.statistics().blocks_merged, 0);
   EXPECT_EQ(found(cache, prompt(17)), 16);
   EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(17)}).value().sequence), table_of(cache, a));
@@ -91,14 +101,12 @@ TEST_P(invalidation, WhatIsComputedAgainIsNotMergedIntoWhatWasBad) {
 TEST_P(invalidation, ATaintedSequenceKeepsItsSoundPrefixAndPublishesNothingBehindIt) {
   kv_cache cache(config());
   const sequence_handle a = computed(cache, prompt(12));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 1)}), (tainted{{a, 4}}));
+  EXPECT_EQ(invalidate(cache, a, 1), (tainted{{a, 4}}));
   EXPECT_EQ(found(cache, prompt(17)), 4);
-  cache.truncate(a, 7).value();
-  compute(cache, a, prompt(8));
+  recompute(cache, a, 7, prompt(8));
   compute(cache, a, prompt(16));
   EXPECT_EQ(found(cache, prompt(17)), 4) << "three of its tokens are still those of the bad block";
-  cache.truncate(a, 4).value();
-  compute(cache, a, prompt(16));
+  recompute(cache, a, 4, prompt(16));
   EXPECT_EQ(found(cache, prompt(17)), 16);
 }
 
@@ -116,24 +124,21 @@ TEST_P(invalidation, EvictedBlocksAreRightAndSoIsWhatFollowsThem) {
 
 TEST_P(invalidation, SharersAndForksAreNamedAndOthersAreNot) {
   kv_cache cache(config());
-  text other_end = prompt(12);
-  other_end[9] = 99;
+  const text other_end = changed(prompt(12), 9);
   const sequence_handle a = computed(cache, prompt(12));
   const sequence_handle shares_all = computed(cache, prompt(13));
   const sequence_handle shares_two = computed(cache, other_end);
   const sequence_handle fork = cache.fork(a).value();
   const sequence_handle other = computed(cache, prompt(12, 500));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 2)}), (tainted{{a, 8}, {shares_all, 8}, {fork, 8}}));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, shares_two, 1)}),
-            (tainted{{a, 4}, {shares_all, 4}, {shares_two, 4}, {fork, 4}}));
+  EXPECT_EQ(invalidate(cache, a, 2), (tainted{{a, 8}, {shares_all, 8}, {fork, 8}}));
+  EXPECT_EQ(invalidate(cache, shares_two, 1), (tainted{{a, 4}, {shares_all, 4}, {shares_two, 4}, {fork, 4}}));
   EXPECT_EQ(found(cache, prompt(13)), 4);
   EXPECT_EQ(found(cache, prompt(13, 500)), 12) << "of another sequence";
   EXPECT_EQ(cache.table(other).value().size(), 3U);
   const sequence_handle late = cache.fork(a).value();
   compute(cache, late, prompt(16));
   EXPECT_EQ(found(cache, prompt(17)), 4) << "a fork of a tainted sequence is tainted";
-  cache.truncate(late, 4).value();
-  compute(cache, late, prompt(16));
+  recompute(cache, late, 4, prompt(16));
   EXPECT_EQ(found(cache, prompt(17)), 16);
 }
 
@@ -158,8 +163,7 @@ TEST_P(invalidation, ABlockThatNobodyPublishedTaintsWhoHoldsIt) {
   EXPECT_EQ(invalidate(cache, {block_of(cache, a, 2), block_of(cache, a, 1)}), (tainted{{a, 4}, {b, 4}}));
   compute(cache, a, prompt(12));
   EXPECT_EQ(found(cache, prompt(13)), 4);
-  cache.truncate(b, 3).value();
-  compute(cache, b, prompt(12));
+  recompute(cache, b, 3, prompt(12));
   EXPECT_EQ(found(cache, prompt(13)), 12);
 }
 
@@ -171,14 +175,14 @@ TEST_P(invalidation, ACopyMadeByAStepIsAsBadAsWhatItWasCopiedFrom) {
     cache.truncate(b, 6).value();
     (void)cache.step({{b, 1}}).value();
     ASSERT_NE(block_of(cache, a, 1), block_of(cache, b, 1));
-    EXPECT_EQ(invalidate(cache, {block_of(cache, a, 1)}), (tainted{{a, 4}, {b, 4}}));
+    EXPECT_EQ(invalidate(cache, a, 1), (tainted{{a, 4}, {b, 4}}));
     compute(cache, b, prompt(8));
     EXPECT_EQ(found(cache, prompt(9)), 4);
     for (const sequence_handle sequence : {a, b}) finish(cache, sequence);
     // Blocks that come round again are no copies of anything.
     const sequence_handle c = computed(cache, prompt(16, 50));
     const sequence_handle d = computed(cache, prompt(16, 90));
-    for (int k = 3; k >= 0; --k) EXPECT_EQ(invalidate(cache, {block_of(cache, c, k)}), (tainted{{c, 4 * k}}));
+    for (int k = 3; k >= 0; --k) EXPECT_EQ(invalidate(cache, c, k), (tainted{{c, 4 * k}}));
     EXPECT_EQ(found(cache, prompt(17, 90)), 16);
     finish(cache, d);
   }
@@ -204,10 +208,9 @@ TEST_P(invalidation, WhoHoldsWhatAForkPublishedIsNamedThoughItSaidNothing) {
   finish(cache, b);
   cache.evict(std::vector{block_of(cache, a, 0)}).value();
   const sequence_handle other = computed(cache, prompt(4));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, other, 0)}), (tainted{{a, 0}, {other, 0}})) << "it holds that content";
+  EXPECT_EQ(invalidate(cache, other, 0), (tainted{{a, 0}, {other, 0}})) << "it holds that content";
   EXPECT_EQ(found(cache, prompt(9)), 0);
-  cache.truncate(a, 0).value();
-  compute(cache, a, prompt(8));
+  recompute(cache, a, 0, prompt(8));
   EXPECT_EQ(found(cache, prompt(9)), 8);
   EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(9)}).value().sequence), table_of(cache, a));
 }
@@ -218,11 +221,10 @@ TEST_P(invalidation, WhatABlockHeldBeforeItWasRewrittenIsWrongToo) {
     kv_cache cache(config());
     const sequence_handle a = computed(cache, prompt(8));
     cache.truncate(a, 3).value();
-    text other_end = prompt(4);
-    other_end[3] = 99;
+    const text other_end = changed(prompt(4), 3);
     (void)cache.step({{a, 1}}).value();
     if (is_published_again) cache.commit(a, {.tokens = other_end}).value();
-    EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
+    EXPECT_EQ(invalidate(cache, a, 0), (tainted{{a, 0}}));
     const sequence_handle b = computed(cache, prompt(4));
     EXPECT_EQ(found(cache, prompt(9)), 4);
     finish(cache, b);
@@ -236,7 +238,7 @@ TEST_P(invalidation, ACopyThatWasMergedAwayTaintsWhoComputedFromIt) {
   const sequence_handle b = cache.fork(a).value();
   (void)cache.step({{b, 7}}).value();
   compute(cache, b, prompt(8));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{other, 0}, {a, 0}, {b, 0}}));
+  EXPECT_EQ(invalidate(cache, a, 0), (tainted{{other, 0}, {a, 0}, {b, 0}}));
   EXPECT_EQ(found(cache, prompt(9)), 0);
 }
 
@@ -245,14 +247,13 @@ TEST_P(invalidation, WhatACopyHeldIsWrongTooOnceItIsEvicted) {
   const sequence_handle a = grown(cache, 1);
   const sequence_handle b = cache.fork(a).value();
   (void)cache.step({{a, 7}, {b, 3}}).value();
-  text other_end = prompt(4, 50);
-  other_end[0] = 1;
+  const text other_end = changed(prompt(4, 50), 0, 1);
   compute(cache, a, prompt(8));
   compute(cache, b, other_end);
   const std::vector first{block_of(cache, a, 0)};
   finish(cache, a);
   cache.evict(first).value();
-  EXPECT_EQ(invalidate(cache, {block_of(cache, b, 0)}), (tainted{{b, 0}}));
+  EXPECT_EQ(invalidate(cache, b, 0), (tainted{{b, 0}}));
   const sequence_handle c = computed(cache, prompt(4));
   EXPECT_EQ(found(cache, prompt(9)), 4);
   finish(cache, c);
@@ -264,10 +265,9 @@ TEST_P(invalidation, EveryGroupForgetsWhatFollows) {
     const sequence_handle a = computed(cache, prompt(24));
     const sequence_handle b = computed(cache, prompt(16));
     // Tokens 8 to 11, or 8 to 15, of which another group has halves.
-    EXPECT_EQ(invalidate(cache, {block_of(cache, a, group == 0 ? 2 : 1, group)}), (tainted{{a, 8}, {b, 8}}));
+    EXPECT_EQ(invalidate(cache, a, group == 0 ? 2 : 1, group), (tainted{{a, 8}, {b, 8}}));
     EXPECT_EQ(found(cache, prompt(25)), 8);
-    text halfway = prompt(24);
-    halfway[13] = 77;
+    text halfway = changed(prompt(24), 13);
     const std::int64_t merged = cache.statistics().blocks_merged;
     const sequence_handle c = computed(cache, halfway);
     EXPECT_EQ(cache.statistics().blocks_merged, merged) << "tokens 8 to 11 are not taken from what was bad";
@@ -285,8 +285,7 @@ TEST_P(invalidation, ASequenceWhoseWindowLeftTheBlockIsNamed) {
   compute(cache, a, prompt(12));
   ASSERT_EQ(to_int(block_of(cache, a, 0)), 0);
   EXPECT_EQ(invalidate(cache, first), (tainted{{a, 0}}));
-  cache.truncate(a, 0).value();
-  compute(cache, a, prompt(2));
+  recompute(cache, a, 0, prompt(2));
   EXPECT_EQ(found(cache, prompt(3)), 2);
 }
 
@@ -296,7 +295,7 @@ TEST_P(invalidation, TheSameContentMayBeDeclaredWrongAgainAndAgain) {
   for (int round = 0; round < 100; ++round) {
     compute(cache, a, prompt(8));
     EXPECT_EQ(found(cache, prompt(9)), 8);
-    EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
+    EXPECT_EQ(invalidate(cache, a, 0), (tainted{{a, 0}}));
     EXPECT_EQ(found(cache, prompt(9)), 0);
     cache.truncate(a, 0).value();
   }
@@ -322,15 +321,15 @@ TEST_P(invalidation, WhatIsMoreThanCanBeRememberedIsGivenUpOnce) {
   finish(cache, a);
   const sequence_handle b = computed(cache, prompt(8));
   EXPECT_EQ(found(cache, prompt(9)), 8);
-  EXPECT_EQ(invalidate(cache, {block_of(cache, b, 0)}), (tainted{{b, 0}}));
+  EXPECT_EQ(invalidate(cache, b, 0), (tainted{{b, 0}}));
   EXPECT_EQ(found(cache, prompt(9)), 0);
 }
 
 TEST_P(invalidation, ASequenceIsNamedFromItsEarliestBadTokenOn) {
   kv_cache cache(config());
   const sequence_handle a = computed(cache, prompt(12));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 1)}), (tainted{{a, 4}}));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 2)}), (tainted{{a, 4}}));
+  EXPECT_EQ(invalidate(cache, a, 1), (tainted{{a, 4}}));
+  EXPECT_EQ(invalidate(cache, a, 2), (tainted{{a, 4}}));
   EXPECT_EQ(invalidate(cache, {block_of(cache, a, 2), block_of(cache, a, 0), block_of(cache, a, 0)}), (tainted{{a, 0}}));
 }
 
@@ -343,10 +342,9 @@ TEST_P(invalidation, CopiesOfTheSameContentAreWrongToo) {
   compute(cache, a, prompt(8));
   compute(cache, b, prompt(8));
   ASSERT_NE(block_of(cache, a, 0), block_of(cache, b, 0));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, b, 0)}), (tainted{{a, 0}, {b, 0}}));
+  EXPECT_EQ(invalidate(cache, b, 0), (tainted{{a, 0}, {b, 0}}));
   EXPECT_EQ(found(cache, prompt(9)), 0);
-  cache.truncate(b, 0).value();
-  compute(cache, b, prompt(8));
+  recompute(cache, b, 0, prompt(8));
   EXPECT_EQ(found(cache, prompt(9)), 8);
   EXPECT_EQ(table_of(cache, cache.add({.tokens = prompt(9)}).value().sequence), table_of(cache, b));
 }
@@ -359,7 +357,7 @@ TEST_P(invalidation, KeysAndNamespacesAreAPartOfTheContent) {
   (void)cache.step({{tenant, 8}}).value();
   cache.commit(tenant, {.tokens = prompt(8), .name_space = 3}).value();
   const sequence_handle plain = computed(cache, prompt(8));
-  EXPECT_EQ(invalidate(cache, {block_of(cache, plain, 0)}), (tainted{{plain, 0}}));
+  EXPECT_EQ(invalidate(cache, plain, 0), (tainted{{plain, 0}}));
   EXPECT_EQ(cache.predict_add({.tokens = prompt(9), .extra_keys = keys{7, 0, 0}}).value().num_cached_tokens, 8);
   EXPECT_EQ(cache.predict_add({.tokens = prompt(9), .name_space = 3}).value().num_cached_tokens, 8);
 }
@@ -370,10 +368,10 @@ TEST_P(invalidation, WithoutSharingItNamesWhoHoldsTheBlock) {
   kv_cache cache(alone);
   const sequence_handle a = grown(cache, 12);
   const sequence_handle b = grown(cache, 12);
-  EXPECT_EQ(invalidate(cache, {block_of(cache, b, 1)}), (tainted{{b, 4}}));
+  EXPECT_EQ(invalidate(cache, b, 1), (tainted{{b, 4}}));
   cache.truncate(b, 4).value();
   (void)cache.step({{b, 4}}).value();
-  EXPECT_EQ(invalidate(cache, {block_of(cache, a, 0)}), (tainted{{a, 0}}));
+  EXPECT_EQ(invalidate(cache, a, 0), (tainted{{a, 0}}));
 }
 
 TEST_P(invalidation, ForeignBlocksAreRefusedAndNothingChanges) {

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -230,18 +232,73 @@ TEST(KvCache, CountersDoNotDrift) {
 }
 
 TEST(KvCache, RefusesConfigurationsByName) {
-  const auto refused = [](auto change) {
+  const auto refused = [](const char* name, auto change) {
     kv_cache_config config = eight_blocks_of_four;
     change(config);
-    EXPECT_THROW(kv_cache{config}, failure);
+    try {
+      kv_cache{config};
+      ADD_FAILURE() << name;
+    } catch (const failure& thrown) {
+      EXPECT_TRUE(std::string(thrown.what()).starts_with(name)) << thrown.what();
+    }
   };
-  refused([](kv_cache_config& c) { c.num_blocks = 1; });
-  refused([](kv_cache_config& c) { c.num_blocks = std::int64_t{INT32_MAX} / 4 + 1; });
-  refused([](kv_cache_config& c) { c.groups = {{.block_size = 0}}; });
-  refused([](kv_cache_config& c) { c.max_sequences = 0; });
-  refused([](kv_cache_config& c) { c.max_tokens_per_sequence = 0; });
-  refused([](kv_cache_config& c) { c.max_tokens_per_sequence = INT32_MAX; });
-  refused([](kv_cache_config& c) { c.watermark_blocks = -1; });
+  refused("num_blocks leaves no block", [](kv_cache_config& c) { c.num_blocks = 1; });
+  refused("num_blocks * block_size", [](kv_cache_config& c) { c.num_blocks = std::int64_t{INT32_MAX} / 4 + 1; });
+  refused("groups must hold at least 1", [](kv_cache_config& c) { c.groups.clear(); });
+  refused("groups must hold at most 65,535", [](kv_cache_config& c) { c.groups.resize(65'536); });
+  refused("block_size must", [](kv_cache_config& c) { c.groups = {{.block_size = 0}}; });
+  refused("window must", [](kv_cache_config& c) { c.groups[0].window = -1; });
+  refused("sink_tokens must not be negative", [](kv_cache_config& c) { c.groups[0].sink_tokens = -1; });
+  refused("sink_tokens must be 0 without a window", [](kv_cache_config& c) { c.groups[0].sink_tokens = 4; });
+  refused("window must be 0 without the null block", [](kv_cache_config& c) {
+    c.groups[0].window = 8;
+    c.has_null_block = false;
+  });
+  refused("max_sequences must", [](kv_cache_config& c) { c.max_sequences = 0; });
+  refused("max_tokens_per_sequence must", [](kv_cache_config& c) { c.max_tokens_per_sequence = 0; });
+  refused("max_tokens_per_sequence, rounded up", [](kv_cache_config& c) { c.max_tokens_per_sequence = INT32_MAX; });
+  refused("watermark_blocks must", [](kv_cache_config& c) { c.watermark_blocks = -1; });
+}
+
+// "got 0" says nothing without the name of what was 0.
+TEST(KvCache, RefusalsNameWhatWasWrongAndWhatToDo) {
+  kv_cache_config config = eight_blocks_of_four;
+  config.groups[0].window = 4;
+  config.prefix_sharing = true;
+  kv_cache cache(config);
+  const std::vector<std::int32_t> tokens(12, 7);
+  const std::vector<std::uint64_t> keys(2, 1);
+  const auto first = [&](std::size_t count) { return std::span(tokens).first(count); };
+  const sequence_handle a = cache.add({.tokens = first(12), .name_space = 5}).value().sequence;
+  const auto message_of = [](const auto& answer) { return answer ? "accepted" : answer.error().message(); };
+  EXPECT_EQ(message_of(cache.add(sequence_tokens{})),
+            "tokens must hold at least 1 token, or leave the content out (got 0, limit 1)");
+  EXPECT_EQ(message_of(cache.add({.tokens = first(4), .extra_keys = keys})),
+            "extra_keys must be empty, or hold one for each key_span() tokens (got 2, limit 1)");
+  EXPECT_EQ(message_of(cache.step({{a, 0}})),
+            "num_tokens must be at least 1: leave the sequence out (entry 0: got 0, limit 1)");
+  EXPECT_EQ(message_of(cache.step({{a, 1}, {a, 2}})), "a step names each sequence at most once: add up its tokens (entry 1)");
+  (void)cache.step({{a, 12}}).value();
+  const std::vector<commit_entry> twice{{a, {.tokens = first(8), .name_space = 5}},
+                                        {a, {.tokens = first(12), .name_space = 5}}};
+  EXPECT_EQ(message_of(cache.commit(twice)), "a call names each sequence at most once: keep its longest entry (entry 1)");
+  EXPECT_EQ(message_of(cache.commit(a, {.tokens = first(12), .name_space = 6})),
+            "name_space must be the one that was said of the sequence first (entry 0: got 6, limit 5)");
+  cache.commit(a, {.tokens = first(12), .name_space = 5}).value();
+  std::vector<std::int32_t> others = tokens;
+  others[11] = 8;
+  EXPECT_EQ(message_of(cache.commit(a, {.tokens = others, .name_space = 5})),
+            "the tokens contradict what was committed of these blocks: truncate the sequence first (entry 0)");
+  EXPECT_EQ(message_of(cache.truncate(a, -1)), "num_tokens must be from 0 to what the sequence holds (got -1, limit 12)");
+  EXPECT_EQ(message_of(cache.truncate(a, 8)),
+            "num_tokens leaves a window whose blocks are gone: keep at least the limit, or none (got 8, limit 11)");
+  EXPECT_EQ(message_of(cache.blocks_to_completion(a, 11)),
+            "num_tokens must be at least what the sequence holds (got 11, limit 12)");
+  EXPECT_EQ(message_of(cache.blocks_to_completion(a, 12, 0)), "in_flight must be at least 1 (got 0, limit 1)");
+  EXPECT_EQ(message_of(cache.table(a, 1)), "group must be from 0 to num_groups() - 1 (got 1, limit 0)");
+  EXPECT_EQ(message_of(cache.evict(std::vector{null_block})),
+            "the block is the null block, or not one of this pool's: leave it out (entry 0: got 0)");
+  EXPECT_EQ(cache.when_fits(-3, 1).why.message(), "a request must hold at least 1 token (got -3, limit 1)");
 }
 
 TEST(KvCache, TakesItsSizesFromAPlan) {

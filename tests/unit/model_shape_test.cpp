@@ -68,6 +68,35 @@ TEST_F(model_config, ChatGlmGroupsItsQueries) {
             32);
 }
 
+// A single head for keys and values is a flag, which the models' own code takes before the number of heads beside it.
+TEST_F(model_config, MultiQueryIsOneKvHead) {
+  const model_shape starcoder = read(R"({"model_type": "gpt_bigcode", "n_layer": 40, "n_head": 48, "n_embd": 6144,
+                                         "multi_query": true})")
+                                    .value();
+  EXPECT_EQ(starcoder.num_layers, 40);
+  EXPECT_EQ(starcoder.num_kv_heads, 1);
+  EXPECT_EQ(starcoder.head_dim, 128);
+  const model_shape falcon_7b = read(R"({"model_type": "falcon", "num_hidden_layers": 32, "num_attention_heads": 71,
+                                         "hidden_size": 4544, "multi_query": true, "new_decoder_architecture": false,
+                                         "num_kv_heads": 71})")
+                                    .value();
+  EXPECT_EQ(falcon_7b.num_kv_heads, 1);
+  EXPECT_EQ(falcon_7b.head_dim, 64);
+  EXPECT_EQ(read(R"({"n_layer": 24, "n_head": 16, "n_embd": 2048, "multi_query": false})").value().num_kv_heads, 16);
+}
+
+TEST_F(model_config, FalconsNewArchitectureNamesItsKvHeads) {
+  for (const char* const fields :
+       {R"("num_hidden_layers": 60, "num_attention_heads": 128, "multi_query": true, "new_decoder_architecture": true,
+           "num_kv_heads": 8)",
+        R"("n_layer": 60, "n_head": 128, "n_head_kv": 8)"}) {
+    const model_shape falcon_40b = read(std::string(R"({"hidden_size": 8192, )") + fields + "}").value();
+    EXPECT_EQ(falcon_40b.num_layers, 60);
+    EXPECT_EQ(falcon_40b.num_kv_heads, 8);
+    EXPECT_EQ(falcon_40b.head_dim, 64);
+  }
+}
+
 TEST_F(model_config, HeadDimIsTakenWhereItIsGiven) {
   EXPECT_EQ(
       read(R"({"num_hidden_layers": 1, "num_attention_heads": 16, "hidden_size": 3072, "head_dim": 256})").value().head_dim,
@@ -120,8 +149,8 @@ TEST_F(model_config, RefusesAFieldThatIsThereAndCannotBeUsed) {
   };
   const std::string good = config_with(R"("x": 0)");
   ASSERT_TRUE(read(good));
-  for (const char* name : {"head_dim", "kv_channels", "num_key_value_heads", "multi_query_group_num", "num_layers", "n_layer",
-                           "n_head", "n_embd"}) {
+  for (const char* name : {"head_dim", "kv_channels", "num_key_value_heads", "num_kv_heads", "n_head_kv",
+                           "multi_query_group_num", "num_layers", "n_layer", "n_head", "n_embd"}) {
     for (const auto& [value, number] : {unusable{"\"64\"", 64},
                                         {"\"many\"", error::none},
                                         {"64.0", 64},
@@ -142,9 +171,10 @@ TEST_F(model_config, RefusesAFieldThatIsThereAndCannotBeUsed) {
     }
     EXPECT_TRUE(read(config_with(std::string("\"") + name + "\": null"))) << name;
   }
-  for (const char* field : {R"("_name_or_path": 5)", R"("model_type": [])", R"("multi_query_attention": "yes")",
-                            R"("text_config": 7)", R"("torch_dtype": 16)", R"("torch_dtype": "float8_e4m3fn")",
-                            R"("torch_dtype": "bfloat17")", R"("dtype": "i4")", R"("dtype": "auto")"}) {
+  for (const char* field :
+       {R"("_name_or_path": 5)", R"("model_type": [])", R"("multi_query_attention": "yes")", R"("multi_query": 1)",
+        R"("new_decoder_architecture": "no")", R"("text_config": 7)", R"("torch_dtype": 16)",
+        R"("torch_dtype": "float8_e4m3fn")", R"("torch_dtype": "bfloat17")", R"("dtype": "i4")", R"("dtype": "auto")"}) {
     const result<model_shape> refused = read(config_with(field));
     ASSERT_FALSE(refused) << field;
     const std::string name = std::string(field).substr(1, std::string(field).find('"', 1) - 1);

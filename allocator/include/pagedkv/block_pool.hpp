@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -53,9 +54,7 @@ class PAGEDKV_PUBLIC block_pool {
   /// Says whether a block's content can be found, and so is worth keeping. A cached block that cannot be becomes free. O(1).
   void set_findable(block_id block, bool findable) noexcept;
   /// Gives a block at least the priority that another one was given. O(1).
-  void inherit_priority(block_id block, block_id from) noexcept {
-    nodes_[to_int(block)].raise_priority(nodes_[to_int(from)].priority());
-  }
+  void inherit_priority(block_id block, block_id from) noexcept { node_of(block).raise_priority(node_of(from).priority()); }
 
   /// With deferred release: what is released from now on waits for retire() of the epoch returned, 1 the first time. What was
   /// released before belongs to epoch 0. O(1).
@@ -65,18 +64,18 @@ class PAGEDKV_PUBLIC block_pool {
   status retire(epoch_t epoch) noexcept;
 
   /// A mark that stays until the block is taken again. O(1).
-  void mark(block_id block) noexcept { nodes_[to_int(block)].set_marked(); }
-  [[nodiscard]] bool is_marked(block_id block) const noexcept { return nodes_[to_int(block)].is_marked(); }
+  void mark(block_id block) noexcept { node_of(block).set_marked(); }
+  [[nodiscard]] bool is_marked(block_id block) const noexcept { return node_of(block).is_marked(); }
 
   /// With deferred release: whether somebody whose epoch is not retired may still read a referenced block, besides those who
   /// reference it: an owner that has let go of it since, or a reader that note_reader() told of. O(1).
   [[nodiscard]] bool is_read_in_flight(block_id block) const noexcept {
-    const node& read = nodes_[to_int(block)];
+    const node& read = node_of(block);
     return read.has_former_reader() && is_after(read.former_reader(), retired_);
   }
   /// Work of this epoch reads a referenced block whose owners it is not one of. O(1).
   void note_reader(block_id block) noexcept {
-    if (deferred_release_) nodes_[to_int(block)].set_former_reader(epoch_);
+    if (deferred_release_) node_of(block).set_former_reader(epoch_);
   }
 
   [[nodiscard]] std::int32_t num_blocks() const noexcept { return num_blocks_; }
@@ -93,20 +92,18 @@ class PAGEDKV_PUBLIC block_pool {
 
   /// How many references a block has; 0 for blocks that are not referenced and for foreign ids.
   [[nodiscard]] std::int32_t references(block_id block) const noexcept {
-    return is_usable(block) ? nodes_[to_int(block)].references() : 0;
+    return is_usable(block) ? node_of(block).references() : 0;
   }
   [[nodiscard]] bool is_usable(block_id block) const noexcept {
     return to_int(block) >= first_usable_ && to_int(block) < num_blocks_;
   }
   [[nodiscard]] bool is_cached(block_id block) const noexcept {
-    return is_usable(block) && nodes_[to_int(block)].state() == state_of::cached;
+    return is_usable(block) && node_of(block).state() == state_of::cached;
   }
   [[nodiscard]] bool is_held(block_id block) const noexcept {
-    return is_usable(block) && nodes_[to_int(block)].state() == state_of::held;
+    return is_usable(block) && node_of(block).state() == state_of::held;
   }
-  [[nodiscard]] bool is_findable(block_id block) const noexcept {
-    return is_usable(block) && nodes_[to_int(block)].is_findable();
-  }
+  [[nodiscard]] bool is_findable(block_id block) const noexcept { return is_usable(block) && node_of(block).is_findable(); }
 
   /// corrupted: which equation fails. Cost: O(num_blocks); uses the heap.
   [[nodiscard]] status validate() const;
@@ -185,6 +182,9 @@ class PAGEDKV_PUBLIC block_pool {
   };
   static constexpr std::int32_t num_priorities = 4;
 
+  /// Of a block of this pool, unchecked.
+  [[nodiscard]] node& node_of(block_id block) noexcept { return nodes_[static_cast<std::size_t>(to_int(block))]; }
+  [[nodiscard]] const node& node_of(block_id block) const noexcept { return nodes_[static_cast<std::size_t>(to_int(block))]; }
   /// By signed distance, so that epochs may wrap.
   [[nodiscard]] static bool is_after(epoch_t epoch, epoch_t other) noexcept {
     return static_cast<std::int32_t>(epoch - other) > 0;
@@ -219,55 +219,54 @@ class PAGEDKV_PUBLIC block_pool {
 
 namespace detail {
 /// Blocks this far ahead are asked for while one is worked on; beyond the second-level cache that hides most of a miss.
-inline constexpr std::int32_t prefetch_distance = 12;
+inline constexpr std::size_t prefetch_distance = 12;
 }  // namespace detail
 
 inline result<std::int32_t> block_pool::take(std::span<block_id> blocks) noexcept {
   if (blocks.size() == 1 && !free_.empty()) [[likely]] {
     blocks[0] = free_.back();
     free_.pop_back();
-    nodes_[to_int(blocks[0])].own();
+    node_of(blocks[0]).own();
     return 0;
   }
   const auto wanted = static_cast<std::int64_t>(blocks.size());
   if (wanted > available_blocks()) [[unlikely]]
     return refuse_take(wanted);
-  const auto count = static_cast<std::int32_t>(wanted);
-  const std::int32_t from_free = std::min(count, free_blocks());
-  for (std::int32_t i = 0; i < from_free; ++i) {
+  const std::size_t from_free = std::min(blocks.size(), free_.size());
+  for (std::size_t i = 0; i < from_free; ++i) {
     if (free_.size() > detail::prefetch_distance) {
-      __builtin_prefetch(&nodes_[to_int(*(free_.end() - 1 - detail::prefetch_distance))], 1);
+      __builtin_prefetch(&node_of(free_[free_.size() - 1 - detail::prefetch_distance]), 1);
     }
     blocks[i] = free_.back();
     free_.pop_back();
-    nodes_[to_int(blocks[i])].own();
+    node_of(blocks[i]).own();
   }
-  if (from_free < count) evict_into(blocks.subspan(from_free));
-  return count - from_free;
+  if (from_free < blocks.size()) evict_into(blocks.subspan(from_free));
+  return static_cast<std::int32_t>(blocks.size() - from_free);
 }
 
 inline status block_pool::release(std::span<const block_id> blocks, eviction_priority priority) noexcept {
   // The null block is never owned.
   if (blocks.size() == 1 && static_cast<std::uint32_t>(to_int(blocks[0])) < num_freed_at_once_ &&
-      nodes_[to_int(blocks[0])].is_just_owned()) [[likely]] {
-    nodes_[to_int(blocks[0])].set_unreferenced(state_of::free);
+      node_of(blocks[0]).is_just_owned()) [[likely]] {
+    node_of(blocks[0]).set_unreferenced(state_of::free);
     free_.push_back(blocks[0]);
     return {};
   }
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     if (i + detail::prefetch_distance < blocks.size() && is_usable(blocks[i + detail::prefetch_distance])) {
-      __builtin_prefetch(&nodes_[to_int(blocks[i + detail::prefetch_distance])], 1);
+      __builtin_prefetch(&node_of(blocks[i + detail::prefetch_distance]), 1);
     }
     if (references(blocks[i]) == 0) [[unlikely]]
       return refuse_release(blocks, i);
-    nodes_[to_int(blocks[i])].drop_reference();
+    node_of(blocks[i]).drop_reference();
   }
   // From the tail, so that it is evicted before the head; what becomes free is turned round, so that the tail is on top there
   // too.
   const std::size_t first_freed = free_.size();
   for (std::size_t i = blocks.size(); i-- > 0;) {
-    const std::int32_t block = to_int(blocks[i]);
-    node& released = nodes_[block];
+    const block_id block = blocks[i];
+    node& released = node_of(block);
     released.raise_priority(priority);
     if (released.state() != state_of::referenced) continue;  // twice in this call
     if (released.references() != 0) {
@@ -275,9 +274,9 @@ inline status block_pool::release(std::span<const block_id> blocks, eviction_pri
       continue;
     }
     if (deferred_release_) {
-      hold(block);
+      hold(to_int(block));
     } else {
-      place(block);
+      place(to_int(block));
     }
   }
   if (free_.size() - first_freed > 1) std::reverse(free_.begin() + static_cast<std::ptrdiff_t>(first_freed), free_.end());
@@ -285,7 +284,7 @@ inline status block_pool::release(std::span<const block_id> blocks, eviction_pri
 }
 
 inline void block_pool::place(std::int32_t block) noexcept {
-  node& placed = nodes_[block];
+  node& placed = node_of(block_id{block});
   if (placed.is_findable()) {
     placed.set_unreferenced(state_of::cached);
     link_last(cached_list(placed.priority()), block);

@@ -30,10 +30,11 @@ struct model_shape {
 /// The preset of that name, or nothing.
 [[nodiscard]] PAGEDKV_PUBLIC std::optional<model_shape> find_model_preset(std::string_view name);
 
-/// Reads a Hugging Face config.json: layers from num_hidden_layers or num_layers; KV heads from num_key_value_heads, or
-/// multi_query_group_num where multi_query_attention is set, or num_attention_heads; head_dim from head_dim or kv_channels, or
-/// hidden_size / num_attention_heads. A model that nests these under text_config is read there. A field that is null is not
-/// there.
+/// Reads a Hugging Face config.json: layers from num_hidden_layers, num_layers or n_layer; KV heads from num_key_value_heads,
+/// num_kv_heads, n_head_kv, or multi_query_group_num unless multi_query_attention is false, or else num_attention_heads or
+/// n_head, but 1 whatever these say where multi_query is set and new_decoder_architecture is not; head_dim from head_dim or
+/// kv_channels, or else hidden_size or n_embd / the number of heads. A model that nests these under text_config is read there.
+/// A field that is null is not there.
 ///
 /// The type is what torch_dtype or dtype says: float32, float16 or bfloat16. Beside text_config it counts before what stands in
 /// there, as serving engines take it, and text_config's where there is none beside it.
