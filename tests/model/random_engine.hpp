@@ -66,7 +66,8 @@ class stream_source {
   /// Perhaps other tokens, and keys of other spans, from some position at or behind `first` on.
   void change(token_stream& of, int first, int odds) {
     if (!random_.one_in(odds)) return;
-    const auto from = static_cast<std::size_t>(first + random_.pick(std::ssize(of.tokens) - first + 1));
+    const auto from =
+        static_cast<std::size_t>(first) + static_cast<std::size_t>(random_.pick(std::ssize(of.tokens) - first + 1));
     for (std::size_t i = from; i < of.tokens.size(); ++i) of.tokens[i] = random_token();
     for (std::size_t i = from / key_span_ + 1; has_keys_ && i < of.keys.size(); ++i) {
       if (random_.one_in(8)) of.keys[i] = static_cast<std::uint64_t>(random_.pick(3));

@@ -236,8 +236,8 @@ TEST(KvCache, RefusesConfigurationsByName) {
     kv_cache_config config = eight_blocks_of_four;
     change(config);
     try {
-      kv_cache{config};
-      ADD_FAILURE() << name;
+      const kv_cache cache(config);
+      ADD_FAILURE() << name << ": taken, with " << cache.num_groups() << " groups";
     } catch (const failure& thrown) {
       EXPECT_TRUE(std::string(thrown.what()).starts_with(name)) << thrown.what();
     }
