@@ -222,7 +222,7 @@ result<added_sequence> kv_cache::add(const sequence_tokens& content) noexcept {
   const std::int32_t hit = index_ ? look_up(content, chain_of(static_cast<std::int32_t>(row))) : 0;
   sequence_state& sequence = sequences_[row];
   remember_keys(row, content);
-  sequence.num_prompt_links = static_cast<std::int32_t>(content.tokens.size()) / key_span_;
+  sequence.num_prompt_tokens = static_cast<std::int32_t>(content.tokens.size());
   sequence.num_links = hit / key_span_;
   sequence.length = sequence.computed = hit;
   sequence.has_name_space = true;
@@ -261,7 +261,7 @@ result<sequence_handle> kv_cache::fork(sequence_handle parent) noexcept {
   const auto parent_row = static_cast<std::int32_t>(parent.index);
   const auto child_row = static_cast<std::int32_t>(added->index);
   if (index_) std::copy_n(chain_of(parent_row), original.num_links, chain_of(child_row));
-  if (original.has_keys) std::copy_n(keys_of(parent_row), num_keys_said(original), keys_of(child_row));
+  if (original.has_keys) std::copy_n(keys_of(parent_row), num_spans(num_keyed_tokens(original)), keys_of(child_row));
   for (group& in : groups_) {
     row_state& from = in.rows[parent.index];
     from.tail_is_private = false;
@@ -819,7 +819,11 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
     state.first_live = std::min(state.first_live, first_live(in, num_tokens));
   }
   counts_.live_tokens -= sequence.length - num_tokens;
-  if (num_tokens < sequence.length) sequence.num_prompt_links = std::min(sequence.num_prompt_links, num_tokens / key_span_);
+  if (num_tokens < sequence.length) {
+    // Of a span whose end is cut off, the key may have been for what is gone.
+    if (sequence.has_keys && num_tokens < num_keyed_tokens(sequence)) keys_of(row)[num_tokens / key_span_] = 0;
+    sequence.num_prompt_tokens = std::min(sequence.num_prompt_tokens, num_tokens);
+  }
   sequence.length = num_tokens;
   sequence.computed = std::min(sequence.computed, num_tokens);
   sequence.num_links = std::min(sequence.num_links, num_tokens / key_span_);
@@ -846,12 +850,14 @@ status kv_cache::check_content(const sequence_tokens& content, std::int64_t inde
 status kv_cache::check_keys(std::uint32_t row, const sequence_tokens& content, std::int64_t index) const noexcept {
   const sequence_state& sequence = sequences_[row];
   if (!index_ || !sequence.publishes) return {};
-  const auto given = static_cast<std::int32_t>(content.tokens.size()) / key_span_;
-  const std::uint64_t* const said = &keys_[std::int64_t{row} * links_per_row_];
-  for (std::int32_t k = 0; k < std::min(given, num_keys_said(sequence)); ++k) {
+  const auto num_tokens = static_cast<std::int32_t>(content.tokens.size());
+  const std::int32_t num_keyed = num_keyed_tokens(sequence);
+  const std::int32_t num_full = std::min(num_tokens, num_keyed) / key_span_;
+  // A span that was begun is looked at by who says at least as much of it.
+  for (std::int32_t k = 0; k < (num_tokens < num_keyed ? num_full : num_spans(num_keyed)); ++k) {
     const std::uint64_t now = content.extra_keys.empty() ? 0 : content.extra_keys[k];
-    const std::uint64_t before = sequence.has_keys ? said[k] : 0;
-    if (now == before) continue;
+    const std::uint64_t before = sequence.has_keys ? keys_[std::int64_t{row} * links_per_row_ + k] : 0;
+    if (now == before || (k == num_full && (now != 0 || before == 0))) continue;
     return invalid(
         "an extra key is another than was said before of the same tokens: say the same keys in every call, or truncate "
         "the sequence first",
@@ -860,20 +866,21 @@ status kv_cache::check_keys(std::uint32_t row, const sequence_tokens& content, s
   return {};
 }
 
-/// Before `computed` advances: the keys of links that no call has said.
+/// Before `computed` advances: the keys of tokens of which no call has said any, and of the span that these go on with.
 void kv_cache::remember_keys(std::uint32_t row, const sequence_tokens& content) noexcept {
   sequence_state& sequence = sequences_[row];
   if (!index_) return;
   const std::span<const std::uint64_t> keys = content.extra_keys;
-  const std::int32_t first = num_keys_said(sequence);
-  const std::int32_t last = static_cast<std::int32_t>(content.tokens.size()) / key_span_;
+  const std::int32_t num_keyed = num_keyed_tokens(sequence);
+  if (std::ssize(content.tokens) < num_keyed) return;
   std::uint64_t* const said = keys_of(static_cast<std::int32_t>(row));
   if (!sequence.has_keys) {
     if (std::all_of(keys.begin(), keys.end(), [](std::uint64_t key) { return key == 0; })) return;
-    std::fill_n(said, first, 0);
+    std::fill_n(said, num_spans(num_keyed), 0);
     sequence.has_keys = true;
   }
-  for (std::int32_t k = first; k < last; ++k) said[k] = keys.empty() ? 0 : keys[k];
+  for (std::int32_t k = num_keyed / key_span_; k < num_spans(std::ssize(content.tokens)); ++k)
+    said[k] = keys.empty() ? 0 : keys[k];
 }
 
 /// The first block that the token behind `computed` ones sees, sinks aside.

@@ -280,7 +280,11 @@ class reference_cache {
       }
     }
     const std::size_t links = static_cast<std::size_t>(num_tokens / key_span_);
-    if (num_tokens < shortened.length) shortened.keys.resize(std::min(shortened.keys.size(), links));
+    if (num_tokens < shortened.length && num_tokens < shortened.num_keyed) {
+      shortened.keys.resize(links);
+      shortened.keys.resize(static_cast<std::size_t>(ceil_div(num_tokens, key_span_)), 0);
+      shortened.num_keyed = num_tokens;
+    }
     shortened.length = num_tokens;
     shortened.computed = computed;
     shortened.history.resize(std::min(shortened.history.size(), 1 + links * link_size()));
@@ -628,7 +632,8 @@ class reference_cache {
     std::vector<std::vector<int>> tables;  // [groups]
     std::vector<int> published;            // [groups]
     std::vector<bool> rewrites_tail;       // [groups]: its last block held tokens that truncate() cut off
-    std::vector<std::uint64_t> keys;       // of every key_span tokens that were all said once
+    std::int64_t num_keyed = 0;            // tokens of which some call said the keys
+    std::vector<std::uint64_t> keys;       // of each key_span of these, and of the one begun
     content history;                       // of what it published or found, without a group
     std::optional<int> tainted_from;
   };
@@ -667,14 +672,21 @@ class reference_cache {
 
   bool contradicts_keys(const sequence& named, const sequence_tokens& said) const {
     if (!config_.prefix_sharing || !named.publishes) return false;
-    for (std::size_t k = 0; k < std::min(named.keys.size(), said.tokens.size() / key_span_); ++k) {
-      if (named.keys[k] != (said.extra_keys.empty() ? 0 : said.extra_keys[k])) return true;
+    const auto key = [&](std::int64_t k) { return said.extra_keys.empty() ? 0 : said.extra_keys[static_cast<std::size_t>(k)]; };
+    for (std::int64_t k = 0; k < std::ssize(named.keys); ++k) {
+      const std::uint64_t before = named.keys[static_cast<std::size_t>(k)];
+      const bool is_full = (k + 1) * key_span_ <= named.num_keyed;
+      if (is_full && (k + 1) * key_span_ <= std::ssize(said.tokens) && key(k) != before) return true;
+      if (!is_full && std::ssize(said.tokens) >= named.num_keyed && before != 0 && key(k) == 0) return true;
     }
     return false;
   }
   void hear_keys(sequence& named, const sequence_tokens& said) const {
-    for (std::size_t k = named.keys.size(); k < said.tokens.size() / key_span_; ++k) {
-      named.keys.push_back(said.extra_keys.empty() ? 0 : said.extra_keys[k]);
+    if (std::ssize(said.tokens) < named.num_keyed) return;
+    named.keys.resize(static_cast<std::size_t>(named.num_keyed / key_span_));
+    named.num_keyed = std::ssize(said.tokens);
+    while (std::ssize(named.keys) < ceil_div(named.num_keyed, key_span_)) {
+      named.keys.push_back(said.extra_keys.empty() ? 0 : said.extra_keys[named.keys.size()]);
     }
   }
 

@@ -434,6 +434,53 @@ TEST_P(prefix_sharing, WithoutPrefixSharingNothingIsFound) {
 }
 
 // An image's identity that is given to one call and not to the next would lead others to its KV.
+// An image ends inside a block; what is said once the block is full leaves it out.
+TEST_P(prefix_sharing, TheKeyOfASpanThatIsBegunIsNotLost) {
+  kv_cache cache = make(twelve_blocks_of_four);
+  const auto is_refused = [&](sequence_handle sequence, int num_tokens, const keys& extra) {
+    const status answer = cache.commit(sequence, {.tokens = prompt(num_tokens), .extra_keys = extra});
+    cache.validate().value();
+    return !answer && answer.error().code == errc::invalid_argument && answer.error().value == 0 && answer.error().limit == 9;
+  };
+  // Said by add().
+  const sequence_handle a = cache.add({.tokens = prompt(10), .extra_keys = keys{7, 7, 9}}).value().sequence;
+  (void)cache.step({{a, 14}}).value();
+  EXPECT_TRUE(is_refused(a, 10, {7, 7, 0}));
+  EXPECT_TRUE(is_refused(a, 12, {7, 7, 0}));
+  EXPECT_TRUE(is_refused(a, 14, {7, 7, 0, 3}));
+  const sequence_handle child = cache.fork(a).value();
+  EXPECT_TRUE(is_refused(child, 12, {7, 7, 0}));
+  EXPECT_FALSE(is_refused(a, 9, {7, 7, 0})) << "the image may begin behind these";
+  EXPECT_FALSE(is_refused(a, 12, {7, 7, 8})) << "another image may follow in the same block";
+  EXPECT_EQ(found(cache, {.tokens = prompt(13), .extra_keys = keys{7, 7, 8, 0}}), 12);
+  finish(cache, child);
+
+  // Said by a commit; of a span that had no key before.
+  EXPECT_FALSE(is_refused(a, 13, {7, 7, 8, 0}));
+  EXPECT_FALSE(is_refused(a, 13, {7, 7, 8, 9}));
+  EXPECT_TRUE(is_refused(a, 13, {7, 7, 8, 0}));
+  EXPECT_TRUE(is_refused(a, 14, {7, 7, 8, 0}));
+  // What is cut off may be what had it; what was not said is not.
+  (void)cache.step({{a, 2}}).value();
+  cache.truncate(a, 15).value();
+  EXPECT_TRUE(is_refused(a, 14, {7, 7, 8, 0}));
+  cache.truncate(a, 13).value();
+  (void)cache.step({{a, 3}}).value();
+  EXPECT_TRUE(is_refused(a, 16, {7, 7, 8, 0}));
+  cache.truncate(a, 12).value();
+  (void)cache.step({{a, 4}}).value();
+  EXPECT_FALSE(is_refused(a, 16, {7, 7, 8, 0}));
+
+  // Without any key later on.
+  const sequence_handle b = cache.add({.tokens = prompt(2, 100), .extra_keys = keys{9}}).value().sequence;
+  (void)cache.step({{b, 5}}).value();
+  const text said = prompt(5, 100);
+  const status answer = cache.commit(b, {.tokens = said});
+  ASSERT_FALSE(answer);
+  EXPECT_EQ(answer.error().limit, 9);
+  EXPECT_EQ(found(cache, {.tokens = said}), 0);
+}
+
 TEST_P(prefix_sharing, KeysThatContradictEarlierOnesAreRefused) {
   kv_cache cache = make(twelve_blocks_of_four);
   const auto refused = [&](sequence_handle sequence, int num_tokens, const keys& extra) {

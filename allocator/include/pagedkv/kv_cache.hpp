@@ -64,7 +64,7 @@ struct sequence_tokens {
   std::span<const std::int32_t> tokens;
   std::uint64_t name_space = 0;  ///< Sequences of different namespaces (tenant, adapter) share nothing.
   /// Empty, or one per key_span() tokens, the last one begun included: identities of images and the like; 0: none. Every call
-  /// that says a sequence's tokens says the same keys of them.
+  /// that says a sequence's tokens says the same keys of them; while a span fills, it may get a key or another one.
   std::span<const std::uint64_t> extra_keys = {};
 };
 
@@ -226,10 +226,10 @@ class PAGEDKV_PUBLIC kv_cache {
   /// that a fork keeps is merged too: a cached block is then referenced again, and no block comes back for it.
   /// @return with nothing changed, and `index` saying which entry: stale_sequence; invalid_argument: a sequence repeated,
   ///         fewer tokens than were committed, more than the sequence holds, another namespace, extra_keys of the wrong
-  ///         length, or other keys than were said before (of key_span() tokens that were all there then; while the sequence
-  ///         publishes), or tokens that contradict the last block committed, or a block that a fork of the sequence committed
-  ///         (looked at when the call fills another block, or adds no token: nothing is published behind tokens that differ).
-  ///         Contradictions of tokens are looked for last, group by group.
+  ///         length, or other keys than were said before (of key_span() tokens that were all there then; of fewer, none
+  ///         where there was one; while the sequence publishes), or tokens that contradict the last block committed, or a block
+  ///         that a fork of the sequence committed (looked at when the call fills another block, or adds no token: nothing is
+  ///         published behind tokens that differ). Contradictions of tokens are looked for last, group by group.
   /// Cost: O(entries + blocks newly filled); of sequences with keys also O(their keys).
   status commit(std::span<const commit_entry> entries) noexcept;
   status commit(sequence_handle sequence, const sequence_tokens& content) noexcept {
@@ -364,7 +364,7 @@ class PAGEDKV_PUBLIC kv_cache {
     bool has_keys = false;                 // whether its row of keys_ holds what was said; otherwise that was 0
     std::int32_t num_former_links = 0;     // before the commit that is under way
     std::int32_t num_links = 0;            // of its row of chains_
-    std::int32_t num_prompt_links = 0;     // whose keys add() was told
+    std::int32_t num_prompt_tokens = 0;    // whose keys add() was told
     std::int32_t tainted_from = no_taint;  // tokens that are sound
     std::uint64_t name_space = 0;
     std::uint64_t last_named = 0;  // the call that named it last, so that a repeated entry shows
@@ -444,8 +444,12 @@ class PAGEDKV_PUBLIC kv_cache {
   [[nodiscard]] std::uint64_t* keys_of(std::int32_t row) noexcept { return &keys_[std::int64_t{row} * links_per_row_]; }
   /// The identity of the first `num_links` links of content.
   const block_identity& chain_to(std::int32_t num_links, token_chain& chain, const sequence_tokens& content) const noexcept;
-  [[nodiscard]] std::int32_t num_keys_said(const sequence_state& sequence) const noexcept {
-    return std::max(sequence.num_prompt_links, sequence.computed / key_span_);
+  /// Whose keys were said; those of the last span, when it is only begun, as far as it goes.
+  [[nodiscard]] static std::int32_t num_keyed_tokens(const sequence_state& sequence) noexcept {
+    return std::max(sequence.num_prompt_tokens, sequence.computed);
+  }
+  [[nodiscard]] std::int32_t num_spans(std::int64_t num_tokens) const noexcept {
+    return static_cast<std::int32_t>((num_tokens + key_span_ - 1) / key_span_);
   }
   [[nodiscard]] status check_keys(std::uint32_t row, const sequence_tokens& content, std::int64_t index) const noexcept;
   void remember_keys(std::uint32_t row, const sequence_tokens& content) noexcept;
