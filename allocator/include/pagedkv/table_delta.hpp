@@ -31,9 +31,9 @@ struct PAGEDKV_PUBLIC table_set {
     const std::int32_t size = groups[static_cast<std::size_t>(group)].block_size;
     return (max_tokens_per_sequence + size - 1) / size;
   }
-  /// Of all groups, one group's rows behind another's.
+  /// Of all groups, one group's rows behind another's. For a set that check() finds sound, as the next but one.
   [[nodiscard]] std::int64_t num_entries() const noexcept;
-  /// invalid_argument: which count is out of range.
+  /// invalid_argument: which count is out of range (`index`: of which group).
   [[nodiscard]] status check() const noexcept;
   /// No delta is larger: beyond, every entry is sent once instead.
   [[nodiscard]] std::int64_t most_delta_bytes() const noexcept;
