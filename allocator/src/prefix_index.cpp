@@ -31,8 +31,7 @@ block_identity hash_of(const void* message, std::size_t size, const std::vector<
 }  // namespace
 
 prefix_index::prefix_index(const prefix_index_config& config)
-    : num_blocks_(config.num_blocks),
-      stride_((static_cast<std::int64_t>(sizeof(record)) + 4 * std::int64_t{config.block_size} + 15) / 16 * 16),
+    : stride_((static_cast<std::int64_t>(sizeof(record)) + 4 * std::int64_t{config.block_size} + 15) / 16 * 16),
       mask_(static_cast<std::uint32_t>(std::bit_ceil(2 * static_cast<std::uint64_t>(config.num_blocks)) - 1)),
       keeps_copies_(config.keeps_copies),
       keeps_heads_(config.keeps_heads),
@@ -240,12 +239,6 @@ void prefix_index::withdraw(block_id block) noexcept {
   leave(block);
   at.state = state_of::withdrawn;
   ++num_withdrawn_;
-}
-
-std::int64_t prefix_index::bytes_per_block() const noexcept {
-  return stride_ + (static_cast<std::int64_t>(mask_) + 1) * static_cast<std::int64_t>(sizeof(entry)) / num_blocks_ +
-         (keeps_copies_ ? static_cast<std::int64_t>(sizeof(std::int64_t)) : 0) +
-         (keeps_heads_ ? static_cast<std::int64_t>(sizeof(block_identity)) : 0);
 }
 
 }  // namespace pagedkv
