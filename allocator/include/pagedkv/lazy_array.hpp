@@ -41,9 +41,9 @@ class lazy_array {
   /// Throws `failure` (out_of_memory) with `what` when the address space is refused; its `value` is at most int64's largest.
   /// invalid_argument: a negative size.
   lazy_array(std::int64_t size, const char* what, page_wish pages = page_wish::any) {
-    if (size < 0)
-      throw failure(
-          {.code = errc::invalid_argument, .what = "an array's size must not be negative", .value = size, .limit = 0});
+    if (size < 0) {
+      throw failure({.code = errc::invalid_argument, .what = "an array size must not be negative", .value = size, .limit = 0});
+    }
     constexpr std::int64_t most_bytes = std::numeric_limits<std::int64_t>::max();
     constexpr auto element_bytes = static_cast<std::int64_t>(sizeof(T));
     const std::int64_t num_bytes = size > most_bytes / element_bytes ? most_bytes : size * element_bytes;

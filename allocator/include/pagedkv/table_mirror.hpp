@@ -65,12 +65,10 @@ class PAGEDKV_PUBLIC table_mirror {
   ///
   /// @param delta  host, of the same tables. The same one may be applied to several mirrors.
   /// @return busy: all staging buffers are on their way, see wait_for_staging(); invalid_argument: as update_tables, and what
-  ///         that would leave out: (`index`: which batch row) a row or length that does not fit or a query start that cannot
-  ///         be,
-  ///         (`index`: which group) more pages than max_csr_entries, (`index`: which change, run or block) an entry past the
-  ///         tables or a block past the pool. Nothing written then, so the call may be repeated. cuda_failure: a later delta
-  ///         can be trusted only after table_delta_builder::build_whole. With host memory everything is done when the call
-  ///         returns.
+  ///         that would leave out: a row or length that does not fit or a query start that cannot be (`index`: the batch row),
+  ///         more pages than max_csr_entries (`index`: the group), an entry past the tables or a block past the pool (`index`:
+  ///         the change, run or block). Nothing written then, so the call may be repeated. cuda_failure: a later delta can be
+  ///         trusted only after table_delta_builder::build_whole. With host memory everything is done when the call returns.
   /// Cost: one copy of the delta; CUDA: a query and a record of an event, at most one copy, two launches. Not to be captured.
   status apply(const kernel_context& context, const table_delta& delta, const diagnostics_ref& faults,
                cuda_stream stream) noexcept;

@@ -144,9 +144,9 @@ struct PAGEDKV_PUBLIC mirrored_tables {
 /// @param stream  as for append: two launches, nothing is waited for.
 /// @return invalid_argument: what table_delta::check says; more padded rows or tokens than `to` has; a padding length of 1
 ///         where unused entries are no blocks; no blocks, no sequences or no length; more slots, or more positions in a row,
-///         than 2^31 - 1; a group's tables that do not lie within `entries` or are too narrow for max_length; a
-///         kernel_block_size that does not divide its block_size; a null pointer to something. Nothing written.
-///         cuda_failure, cuda_unavailable: as for append.
+///         than 2^31 - 1, or more than 2^37 columns in all rows of a batch; a group's tables that do not lie within `entries`
+///         or are too narrow for max_length; a kernel_block_size that does not divide its block_size; a null pointer to
+///         something. Nothing written. cuda_failure, cuda_unavailable: as for append.
 /// Cost: the delta read once, its rows by one CTA, 1,024 at a time with a barrier between, and where they are not in order
 /// those before each row again; for each batch row and group, its table read and written once up to its length, or to the
 /// length that the same batch row had before; with CSR also the lengths of the rows before.

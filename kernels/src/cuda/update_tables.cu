@@ -3,7 +3,6 @@
 #include "cuda/block_tables.cuh"
 #include "cuda/launch.cuh"
 #include "cuda_backend.hpp"
-#include "refusal.hpp"
 
 namespace pagedkv::cuda {
 namespace {
@@ -160,6 +159,8 @@ constexpr std::uint32_t warp_threads = 32;
 /// What a warp writes of a batch row at a time, its loads in flight together.
 constexpr std::uint32_t columns_per_lane = 8;
 constexpr std::uint32_t columns_per_item = columns_per_lane * warp_threads;
+static_assert(columns_per_item >= 256,
+              "a batch of 2^37 columns is of less than 2^31 items, which is what a fast_divider takes");
 
 /// One group of a launch, and what its divisions need.
 struct group_parameters {
@@ -300,14 +301,9 @@ __global__ void __launch_bounds__(cta_threads) write_batch_kernel(const __grid_c
   }
 }
 
-/// Pieces of a batch's tables that warps take.
-std::uint64_t num_items(const table_delta& delta, const group_parameters& in) noexcept {
-  return std::uint64_t{in.items_per_row.divisor} * static_cast<std::uint64_t>(delta.padded_rows);
-}
-
 /// In units of CTAs that have a warp for each piece of work.
 std::uint64_t workload(const table_delta& delta, const group_parameters& in) noexcept {
-  const std::uint64_t items = num_items(delta, in);
+  const auto items = std::uint64_t{in.items_per_row.divisor} * static_cast<std::uint64_t>(delta.padded_rows);
   const auto tokens = static_cast<std::uint64_t>(delta.padded_tokens);
   return std::max((items * warp_threads + cta_threads - 1) / cta_threads, (tokens + cta_threads - 1) / cta_threads);
 }
@@ -322,14 +318,6 @@ status update_tables(const kernel_context& context, const mirrored_tables& to, c
         static_cast<const void*>(to.lengths), static_cast<const void*>(to.former_lengths),
         static_cast<const void*>(to.query_starts), static_cast<const void*>(faults.report)}) {
     PAGEDKV_REQUIRE_DEVICE_POINTER(pointer);
-  }
-  constexpr std::uint64_t most_items = INT32_MAX;  // a fast_divider's
-  for (std::size_t g = 0; g < to.groups.size(); ++g) {
-    const group_parameters in(to.groups[g]);
-    if (num_items(delta, in) <= most_items) continue;
-    return invalid("padded_rows is too many for tables that wide: make the batch smaller, or kernel_block_size larger",
-                   delta.padded_rows, static_cast<std::int64_t>(most_items / in.items_per_row.divisor),
-                   static_cast<std::int64_t>(g));
   }
   const delta_parameters changes{.delta = delta,
                                  .entries = to.entries,

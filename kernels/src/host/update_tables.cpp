@@ -12,8 +12,9 @@ namespace {
 
 constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
 
-/// What the kernels rely on to find the entries, slots and pages of a group.
-status check_group(const mirrored_tables& to, const mirrored_group& group, std::int64_t index) noexcept {
+/// What the kernels rely on to find the entries, slots and pages of a group, and to count their work.
+status check_group(const mirrored_tables& to, const mirrored_group& group, std::int32_t padded_rows,
+                   std::int64_t index) noexcept {
   if (group.block_size < 1) return invalid("a group's block_size must be at least 1", group.block_size, 1, index);
   if (group.kernel_block_size < 1 || group.block_size % group.kernel_block_size != 0) {
     return invalid("a group's kernel_block_size must divide its block_size", group.kernel_block_size, group.block_size, index);
@@ -38,6 +39,12 @@ status check_group(const mirrored_tables& to, const mirrored_group& group, std::
   if (end > to.num_entries) {
     return invalid("a group's tables, first_entry + max_sequences * table_width, must end within num_entries", end,
                    to.num_entries, index);
+  }
+  constexpr std::int64_t most_columns = std::int64_t{1} << 37;
+  const std::int64_t num_columns = std::int64_t{padded_rows} * group.table_width * (group.block_size / group.kernel_block_size);
+  if (num_columns > most_columns) {
+    return invalid("the batch's tables must not have more than 2^37 columns: use fewer rows, or a larger kernel_block_size",
+                   num_columns, most_columns, index);
   }
   const bool has_pages = group.page_starts != nullptr;
   if (group.slots == nullptr || has_pages != (group.pages != nullptr) || has_pages != (group.last_page_lengths != nullptr)) {
@@ -220,7 +227,7 @@ status mirrored_tables::check(const table_delta& delta) const noexcept {
     return invalid("a part of the tables is null");
   }
   for (std::size_t g = 0; g < groups.size(); ++g) {
-    if (status sound = check_group(*this, groups[g], static_cast<std::int64_t>(g)); !sound) return sound;
+    if (status sound = check_group(*this, groups[g], delta.padded_rows, static_cast<std::int64_t>(g)); !sound) return sound;
   }
   return {};
 }
