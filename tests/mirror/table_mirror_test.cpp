@@ -255,6 +255,29 @@ TEST_P(table_mirror_test, ARefusedDeltaLeavesNothingBehind) {
   }
 }
 
+TEST_P(table_mirror_test, ADeltaOfAnotherCacheOrOfAnotherStepsEntriesIsRefused) {
+  table_delta_builder builder(tables_of(small_cache()));
+  const auto refused = [&](const kv_cache_config& config, std::size_t num_left_out, const std::string& what) {
+    kv_cache cache(config);
+    std::vector<step_entry> entries{{cache.add().value(), 3}, {cache.add().value(), 2}};
+    const step_plan plan = cache.step(entries).value();
+    entries.resize(entries.size() - num_left_out);
+    for (const auto& answer : {builder.build(cache, entries, plan), builder.build_whole(cache, entries, plan)}) {
+      ASSERT_FALSE(answer) << what;
+      EXPECT_EQ(answer.error().code, errc::invalid_argument);
+      EXPECT_EQ(answer.error().message(), what);
+    }
+  };
+  kv_cache_config with_two = small_cache();
+  with_two.groups.push_back({.block_size = 4});
+  refused(with_two, 0, "the cache must have as many groups as the tables (got 2, limit 1)");
+  kv_cache_config with_larger = small_cache();
+  with_larger.groups[0].block_size = 8;
+  refused(with_larger, 0, "the cache's group has another block_size than its tables (entry 0: got 8, limit 4)");
+  refused(small_cache(), 1, "there must be as many entries as the plan has: pass the step's (got 1, limit 2)");
+  refused(small_cache(), 2, "there must be as many entries as the plan has: pass the step's (got 0, limit 2)");
+}
+
 TEST_P(table_mirror_test, TokensAndRowsArePaddedEachForItself) {
   // More tokens than rows, so that neither count can stand for the other.
   table_mirror_config config = mirror_of(small_cache(), 20);
