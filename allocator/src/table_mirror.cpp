@@ -310,8 +310,9 @@ status table_mirror::check_pages(const table_delta& delta) const noexcept {
 
 /// Whether the kernels would follow every change and run.
 status table_mirror::check_entries(const table_delta& delta) const noexcept {
-  const auto is_of_pool = [&](block_id block) {
-    return block == no_block || (to_int(block) >= 0 && to_int(block) < view_.num_blocks);
+  static_assert(no_block == block_id{-1});
+  const auto is_past_pool = [most = view_.num_blocks - 1](block_id block) {
+    return static_cast<int>(to_int(block) < -1) | static_cast<int>(to_int(block) > most);
   };
   const auto past_pool = [&](block_id block, std::int64_t index) {
     return invalid("the delta names a block past the pool: make the mirror for the cache's num_blocks", to_int(block),
@@ -322,7 +323,7 @@ status table_mirror::check_entries(const table_delta& delta) const noexcept {
     if (entry < 0 || entry >= view_.num_entries) {
       return invalid("a change's entry is past the tables: build the delta for these tables", entry, view_.num_entries - 1, i);
     }
-    if (!is_of_pool(block)) return past_pool(block, i);
+    if (is_past_pool(block) != 0) return past_pool(block, i);
   }
   for (std::int32_t i = 0; i < delta.num_runs; ++i) {
     const auto [first_entry, num_blocks, num_unused, first_block] = delta.runs[i];
@@ -337,10 +338,13 @@ status table_mirror::check_entries(const table_delta& delta) const noexcept {
       return invalid("a run's blocks end past the delta's: raise num_blocks, or give it fewer", end, delta.num_blocks, i);
     }
   }
-  for (std::int32_t i = 0; i < delta.num_blocks; ++i) {
-    if (!is_of_pool(delta.blocks[i])) return past_pool(delta.blocks[i], i);
-  }
-  return {};
+  // All are looked at, because a loop that may end early is not vectorised, and whole tables are many blocks.
+  int is_any = 0;
+  for (std::int32_t i = 0; i < delta.num_blocks; ++i) is_any |= is_past_pool(delta.blocks[i]);
+  if (is_any == 0) return {};
+  std::int32_t first = 0;
+  while (is_past_pool(delta.blocks[first]) == 0) ++first;
+  return past_pool(delta.blocks[first], first);
 }
 
 status table_mirror::check(const table_delta& delta) const noexcept {
