@@ -8,16 +8,22 @@ namespace {
 
 constexpr std::int64_t entries_per_line = 64 / sizeof(block_id);
 
+std::int32_t at_least_1(std::int32_t number, const char* what) {
+  if (number < 1) throw failure({.code = errc::invalid_argument, .what = what, .value = number, .limit = 1});
+  return number;
+}
+
 }  // namespace
 
 block_table::block_table(std::int32_t num_rows, std::int32_t row_width, std::int32_t block_size)
-    : row_width_(row_width),
+    : row_width_(at_least_1(row_width, "a block table's row_width must be at least 1")),
       row_stride_(((std::int64_t{row_width} + entries_per_line - 1) / entries_per_line | 1) * entries_per_line),
-      block_size_(block_size),
+      block_size_(at_least_1(block_size, "a block table's block_size must be at least 1")),
       shift_(std::has_single_bit(static_cast<std::uint32_t>(block_size))
                  ? std::countr_zero(static_cast<std::uint32_t>(block_size))
                  : -1),
-      entries_(num_rows * row_stride_, "the block tables do not fit: lower max_sequences or max_tokens_per_sequence") {}
+      entries_(at_least_1(num_rows, "a block table's num_rows must be at least 1") * row_stride_,
+               "the block tables do not fit: lower max_sequences or max_tokens_per_sequence") {}
 
 void block_table::write_slots(std::int32_t row_index, std::int32_t first, std::int32_t num_tokens,
                               slot_t* slots) const noexcept {

@@ -9,10 +9,13 @@ namespace pagedkv::detail {
 namespace {
 
 constexpr std::int64_t huge_page_bytes = std::int64_t{2} << 20;
+/// Address spaces are smaller; beyond, some allocators would rather end the program than answer.
+constexpr std::int64_t most_bytes = std::int64_t{1} << 56;
 
 }  // namespace
 
 lazy_memory lazy_memory::reserve(std::int64_t num_bytes, page_wish pages) noexcept {
+  if (num_bytes > most_bytes) return {.start = nullptr};
   if (pages == page_wish::any || num_bytes < huge_page_bytes) {
     return {.start = std::calloc(static_cast<std::size_t>(num_bytes), 1)};
   }

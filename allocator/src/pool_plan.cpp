@@ -11,6 +11,7 @@ namespace pagedkv {
 namespace {
 
 constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t int64_max = std::numeric_limits<std::int64_t>::max();
 
 template <class... Args>
 std::string text(const char* format, Args... args) {
@@ -29,8 +30,21 @@ void require_fraction(const std::optional<double>& fraction, const char* what) {
   }
 }
 
+/// Of all bytes exactly these: as a double they may be one more than int64 holds.
 std::int64_t share(double fraction, std::int64_t bytes) {
-  return static_cast<std::int64_t>(fraction * static_cast<double>(bytes));
+  const double of_all = fraction * static_cast<double>(bytes);
+  return of_all < static_cast<double>(bytes) ? static_cast<std::int64_t>(of_all) : bytes;
+}
+
+/// So many that int64 holds the pool's bytes.
+std::int64_t most_blocks(const kv_layout& layout) {
+  // A region's rows and its scales are each rounded up.
+  const std::int64_t rounding = 2 * kv_layout::region_alignment * layout.num_regions();
+  return (int64_max - rounding) / layout.block_bytes();
+}
+
+std::int64_t blocks_of(std::int64_t num_tokens, std::int64_t block_size) {
+  return num_tokens / block_size + (num_tokens % block_size != 0);
 }
 
 /// 1234567 -> "1,234,567"; no figure of a plan is negative.
@@ -88,7 +102,7 @@ pool_plan::pool_plan(const kv_layout& layout, const memory_state& memory, const 
   if (limits.max_bytes) bound_bytes(*limits.max_bytes, plan_bound::max_bytes);
 
   // Regions start on 256 bytes, which may cost a few blocks more than the division says.
-  num_blocks_ = std::max<std::int64_t>(0, budget_bytes_ / layout.block_bytes());
+  num_blocks_ = std::clamp<std::int64_t>(budget_bytes_ / layout.block_bytes(), 0, most_blocks(layout));
   while (num_blocks_ > 0 && layout.pool_bytes(num_blocks_) > budget_bytes_) --num_blocks_;
 
   const auto bound_blocks = [&](std::int64_t blocks, plan_bound by) {
@@ -112,10 +126,13 @@ pool_plan::pool_plan(const kv_layout& layout, const memory_state& memory, const 
 
 pool_plan::pool_plan(const kv_layout& layout, std::int64_t num_blocks, bool has_null_block)
     : layout_(layout), limits_({.max_blocks = num_blocks}), num_blocks_(num_blocks), has_null_block_(has_null_block) {
-  require(usable_blocks() >= 1, "num_blocks leaves no block to use: give at least 1, plus 1 for the null block", num_blocks,
-          has_null_block ? 2 : 1);
+  const std::int64_t fewest = has_null_block ? 2 : 1;
+  require(num_blocks >= fewest, "num_blocks leaves no block to use: give at least 1, plus 1 for the null block", num_blocks,
+          fewest);
   require(num_blocks <= int32_max / layout.shape().block_size, "num_blocks * block_size must fit int32: lower num_blocks",
           num_blocks, int32_max / layout.shape().block_size);
+  require(num_blocks <= most_blocks(layout), "the pool must fit 2^63 - 1 bytes: lower num_blocks", num_blocks,
+          most_blocks(layout));
 }
 
 pool_plan pool_plan::of_blocks(const kv_layout& layout, std::int64_t num_blocks, bool has_null_block) {
@@ -123,14 +140,18 @@ pool_plan pool_plan::of_blocks(const kv_layout& layout, std::int64_t num_blocks,
 }
 
 std::int64_t pool_plan::sequences_of(std::int64_t num_tokens) const noexcept {
-  const std::int64_t block_size = layout_.shape().block_size;
-  return usable_blocks() / (num_tokens / block_size + (num_tokens % block_size != 0));
+  return usable_blocks() / std::max<std::int64_t>(1, blocks_of(num_tokens, layout_.shape().block_size));
 }
 
 std::string pool_plan::explain(std::optional<std::int64_t> max_model_len) const {
   if (max_model_len) require(*max_model_len >= 1, "max_model_len must be at least 1", *max_model_len, 1);
   const kv_shape& shape = layout_.shape();
   const std::int64_t block_size = shape.block_size;
+  if (max_model_len) {
+    const std::int64_t most_tokens = int64_max / layout_.block_bytes() * block_size;
+    require(*max_model_len <= most_tokens, "a sequence of max_model_len tokens must fit 2^63 - 1 bytes: shorten it",
+            *max_model_len, most_tokens);
+  }
   std::string out = line("layout", layout_.describe());
   const std::string heads = (shape.value_dim == 0 ? "2 (K, V) x " : "") + counted(shape.num_kv_heads, "head");
   std::string row;
@@ -190,7 +211,7 @@ std::string pool_plan::explain(std::optional<std::int64_t> max_model_len) const 
   out += line("tokens", grouped(usable_blocks()) + " x " + grouped(block_size) + " = " + grouped(num_tokens()));
   out += line("reserves", bytes(pool_bytes()));
   if (max_model_len) {
-    const std::int64_t blocks = *max_model_len / block_size + (*max_model_len % block_size != 0);
+    const std::int64_t blocks = blocks_of(*max_model_len, block_size);
     const std::int64_t fit = sequences_of(*max_model_len);
     out += line("longest", "a sequence of " + counted(*max_model_len, "token") + " = " + counted(blocks, "block") + " = " +
                                bytes(blocks * layout_.block_bytes()) + "; " +

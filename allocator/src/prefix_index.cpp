@@ -297,10 +297,4 @@ status prefix_index::validate() const {
   return {};
 }
 
-std::int64_t prefix_index::bytes_per_block() const noexcept {
-  return stride_ + (static_cast<std::int64_t>(mask_) + 1) * static_cast<std::int64_t>(sizeof(entry)) / num_blocks_ +
-         (keeps_copies_ ? static_cast<std::int64_t>(sizeof(std::int64_t)) : 0) +
-         (keeps_heads_ ? static_cast<std::int64_t>(sizeof(block_identity)) : 0);
-}
-
 }  // namespace pagedkv

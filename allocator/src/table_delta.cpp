@@ -25,7 +25,7 @@ error past_rows(std::int32_t row, const table_set& tables, std::int64_t index = 
   return invalid("a sequence's row is past the tables: make them for more sequences", row, tables.max_sequences - 1, index);
 }
 
-error past_width(std::int32_t num_blocks, std::int32_t width, std::int32_t row) noexcept {
+error past_width(std::int64_t num_blocks, std::int32_t width, std::int32_t row) noexcept {
   return invalid("a sequence has more blocks than a row of the tables: make them for more tokens", num_blocks, width, row);
 }
 
@@ -40,19 +40,24 @@ status table_set::check() const noexcept {
   if (groups.empty()) return invalid("the tables must be of at least 1 group", 0, 1);
   if (max_sequences < 1) return invalid("max_sequences must be at least 1", max_sequences, 1);
   if (max_tokens_per_sequence < 1) return invalid("max_tokens_per_sequence must be at least 1", max_tokens_per_sequence, 1);
-  for (const auto& [block_size, kernel_block_size] : groups) {
-    if (block_size < 1) return invalid("block_size must be at least 1", block_size, 1);
+  std::int64_t entries = 0;
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const auto [block_size, kernel_block_size] = groups[g];
+    const auto index = static_cast<std::int64_t>(g);
+    if (block_size < 1) return invalid("block_size must be at least 1", block_size, 1, index);
     if (kernel_block_size < 0 || (kernel_block_size > 0 && block_size % kernel_block_size != 0)) {
-      return invalid("kernel_block_size must divide block_size", kernel_block_size, block_size);
+      return invalid("kernel_block_size must divide block_size", kernel_block_size, block_size, index);
     }
     if (max_tokens_per_sequence > int32_max - block_size) {
       return invalid("max_tokens_per_sequence, rounded up to blocks, must fit int32", max_tokens_per_sequence,
-                     int32_max - block_size);
+                     int32_max - block_size, index);
     }
-  }
-  if (num_entries() > int32_max) {
-    return invalid("the tables have too many entries: lower max_sequences or max_tokens_per_sequence", num_entries(),
-                   int32_max);
+    // Looked at group by group: of enough groups int64 would not hold the sum.
+    entries += std::int64_t{max_sequences} * width(static_cast<std::int32_t>(g));
+    if (entries > int32_max) {
+      return invalid("the tables have too many entries: lower max_sequences or max_tokens_per_sequence", entries, int32_max,
+                     index);
+    }
   }
   return {};
 }
@@ -126,7 +131,7 @@ status table_delta_builder::begin(const kv_cache& cache, std::span<const step_en
   if (status sound = check(cache, entries, plan, padding); !sound) return sound;
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const batch_row row{static_cast<std::int32_t>(entries[i].sequence.index), plan.lengths[i], plan.query_starts[i]};
-    if (row.row >= tables_.max_sequences) return past_rows(row.row, tables_, static_cast<std::int64_t>(i));
+    if (row.row < 0 || row.row >= tables_.max_sequences) return past_rows(row.row, tables_, static_cast<std::int64_t>(i));
     if (row.length > tables_.max_tokens_per_sequence) {
       return invalid("a sequence is longer than a row of the tables: make them for more tokens", row.length,
                      tables_.max_tokens_per_sequence, static_cast<std::int64_t>(i));
@@ -155,7 +160,7 @@ result<table_delta> table_delta_builder::build(const kv_cache& cache, std::span<
   }
   const auto mark = [&](std::uint8_t is_replaced) {
     for (const std::int32_t row : plan.replaced_rows) {
-      if (row < tables_.max_sequences) is_replaced_[row] = is_replaced;
+      if (row >= 0 && row < tables_.max_sequences) is_replaced_[row] = is_replaced;
     }
   };
   mark(1);
@@ -178,6 +183,7 @@ result<table_delta> table_delta_builder::build_whole(const kv_cache& cache, std:
 
 /// A whole row: what its sequence holds, and nothing behind that. An empty row needs no place.
 status table_delta_builder::add_row(const kv_cache& cache, std::int32_t row) noexcept {
+  if (row < 0) return past_rows(row, tables_);
   if (row >= tables_.max_sequences) return cache.table_row(row).empty() ? status{} : past_rows(row, tables_);
   for (std::int32_t g = 0; g < cache.num_groups(); ++g) {
     const std::span<const block_id> entries = cache.table_row(row, g);
@@ -196,8 +202,13 @@ status table_delta_builder::add_changes(std::span<const table_change> changes) n
   for (std::size_t first = 0, end = 0; first < changes.size(); first = end) {
     const auto [group, row, column, block] = changes[first];
     end = first + 1;
-    if (row >= tables_.max_sequences) return past_rows(row, tables_);
-    if (column >= widths_[group]) return past_width(column + 1, widths_[group], row);
+    const auto index = static_cast<std::int64_t>(first);
+    if (group < 0 || group >= std::ssize(widths_)) {
+      return invalid("a change is of a group that there is not: pass the step's plan", group, std::ssize(widths_) - 1, index);
+    }
+    if (row < 0 || row >= tables_.max_sequences) return past_rows(row, tables_, index);
+    if (column < 0) return invalid("a change is before its row's first block: pass the step's plan", column, 0, index);
+    if (column >= widths_[group]) return past_width(std::int64_t{column} + 1, widths_[group], row);
     const std::int32_t entry = entry_of(group, row, column);
     if (is_replaced_[row] != 0 || is_named_[entry]) continue;
     is_named_[entry] = true;

@@ -19,10 +19,21 @@ error invalid(const char* what, std::int64_t value, std::int64_t limit, std::int
   return {.code = errc::invalid_argument, .what = what, .value = value, .limit = limit, .index = index};
 }
 
+error does_not_fit(std::int64_t num_bytes) noexcept {
+  return {.code = errc::out_of_memory,
+          .what = "the mirror does not fit: mirror fewer or shorter sequences, or smaller batches",
+          .value = num_bytes};
+}
+
 status check_config(const table_mirror_config& config) noexcept {
   if (status sound = config.tables.check(); !sound) return sound;
   if (config.num_blocks < 1) return invalid("num_blocks must be at least 1", config.num_blocks, 1);
-  if (config.num_blocks > int32_max) return invalid("num_blocks must fit int32", config.num_blocks, int32_max);
+  for (std::size_t g = 0; g < config.tables.groups.size(); ++g) {
+    const std::int64_t most = int32_max / config.tables.groups[g].block_size;
+    if (config.num_blocks <= most) continue;
+    return invalid("num_blocks * block_size must not exceed 2^31 - 1: use fewer blocks", config.num_blocks, most,
+                   static_cast<std::int64_t>(g));
+  }
   if (config.unused != no_block && (config.unused != null_block || !config.has_null_block)) {
     return invalid("unused entries hold no_block, or the null block where the pool has one", to_int(config.unused),
                    error::none);
@@ -34,15 +45,21 @@ status check_config(const table_mirror_config& config) noexcept {
   return {};
 }
 
-/// Deals out one allocation, part by part.
+constexpr std::int64_t alignment = 256;
+/// More than an address space holds, and so much less than int64 that no sum of two overflows.
+constexpr std::int64_t too_many_bytes = std::int64_t{1} << 56;
+
+/// Deals out one allocation, part by part. Parts that come to more than too_many_bytes are as if they were that many.
 class parts {
  public:
   explicit parts(std::byte* base) noexcept : base_(base) {}
   template <class T>
   T* take(std::int64_t count) noexcept {
     const std::int64_t first = end_;
-    constexpr std::int64_t alignment = 256;
-    end_ += (count * static_cast<std::int64_t>(sizeof(T)) + alignment - 1) / alignment * alignment;
+    constexpr std::int64_t most = (too_many_bytes - alignment) / static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t num_bytes =
+        count > most ? too_many_bytes : (count * static_cast<std::int64_t>(sizeof(T)) + alignment - 1) / alignment * alignment;
+    end_ = std::min(end_ + num_bytes, too_many_bytes);
     return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + first);
   }
   [[nodiscard]] std::int64_t num_bytes() const noexcept { return end_; }
@@ -104,6 +121,13 @@ description describe(const table_mirror_config& config, memory_kind memory, std:
   }
   made.num_bytes = from.num_bytes();
   return made;
+}
+
+/// What describe() comes to, or that it is more than can be asked for.
+result<std::int64_t> bytes_of(const table_mirror_config& config, memory_kind memory) {
+  const std::int64_t num_bytes = describe(config, memory, nullptr).num_bytes;
+  if (num_bytes < too_many_bytes) return num_bytes;
+  return does_not_fit(num_bytes);
 }
 
 /// A delta that was packed, for who sees it at `seen_at`.
@@ -175,7 +199,7 @@ struct table_mirror::staging {
     }
     const status updated =
         update_tables(context, to, placed_at((is_copied ? with.on_device : with.pinned).get(), delta), faults, stream);
-    // Also when the update was refused: a copy may be reading the buffer.
+    // Also when a launch failed: a copy may be reading the buffer.
     if (status recorded = with.read.record(stream); !recorded) return recorded;
     with.is_on_its_way = true;
     next = (next + 1) % ring.size();
@@ -199,16 +223,14 @@ table_mirror::~table_mirror() = default;
 
 result<table_mirror> table_mirror::reserve_host(const table_mirror_config& config) {
   if (status sound = check_config(config); !sound) return sound.error();
-  const std::int64_t num_bytes = describe(config, memory_kind::host, nullptr).num_bytes;
-  auto* const memory = static_cast<std::byte*>(std::aligned_alloc(256, num_bytes));
-  if (memory == nullptr) {
-    return error{
-        .code = errc::out_of_memory, .what = "the mirror does not fit: mirror fewer or shorter sequences", .value = num_bytes};
-  }
-  table_mirror mirror(owned_memory(memory, {.give_back = free_host, .num_bytes = num_bytes}));
+  const result<std::int64_t> num_bytes = bytes_of(config, memory_kind::host);
+  if (!num_bytes) return num_bytes.error();
+  auto* const memory = static_cast<std::byte*>(std::aligned_alloc(alignment, static_cast<std::size_t>(*num_bytes)));
+  if (memory == nullptr) return does_not_fit(*num_bytes);
+  table_mirror mirror(owned_memory(memory, {.give_back = free_host, .num_bytes = *num_bytes}));
   description made = describe(config, memory_kind::host, memory);
   std::memset(memory, config.unused == null_block ? 0 : 0xFF, made.unused_bytes);
-  std::memset(memory + made.unused_bytes, 0, num_bytes - made.unused_bytes);
+  std::memset(memory + made.unused_bytes, 0, *num_bytes - made.unused_bytes);
   mirror.groups_ = std::move(made.groups);
   mirror.view_ = made.tables;
   mirror.view_.groups = mirror.groups_;
@@ -217,12 +239,13 @@ result<table_mirror> table_mirror::reserve_host(const table_mirror_config& confi
 
 result<table_mirror> table_mirror::reserve_cuda(const table_mirror_config& config, int device) {
   if (status sound = check_config(config); !sound) return sound.error();
+  const result<std::int64_t> num_bytes = bytes_of(config, memory_kind::cuda);
+  if (!num_bytes) return num_bytes.error();
   cuda_device_scope scope;
   if (status entered = scope.enter(device); !entered) return entered.error();
-  const std::int64_t num_bytes = describe(config, memory_kind::cuda, nullptr).num_bytes;
-  const result<std::byte*> memory = cuda_memory_allocate(num_bytes);
+  const result<std::byte*> memory = cuda_memory_allocate(*num_bytes);
   if (!memory) return memory.error();
-  table_mirror mirror(owned_memory(*memory, {.give_back = cuda_memory_free, .num_bytes = num_bytes}));
+  table_mirror mirror(owned_memory(*memory, {.give_back = cuda_memory_free, .num_bytes = *num_bytes}));
   description made = describe(config, memory_kind::cuda, *memory);
   mirror.groups_ = std::move(made.groups);
   mirror.view_ = made.tables;
@@ -237,15 +260,15 @@ result<table_mirror> table_mirror::reserve_cuda(const table_mirror_config& confi
   if (status filled = cuda_fill_bytes(*memory, config.unused == null_block ? 0 : 0xFF, made.unused_bytes); !filled) {
     return filled.error();
   }
-  if (status filled = cuda_fill_bytes(*memory + made.unused_bytes, 0, num_bytes - made.unused_bytes); !filled) {
+  if (status filled = cuda_fill_bytes(*memory + made.unused_bytes, 0, *num_bytes - made.unused_bytes); !filled) {
     return filled.error();
   }
   if (status done = cuda_memory_synchronize(); !done) return done.error();
   return mirror;
 }
 
-/// What the host can see of a delta that the kernels would have to leave out.
-status table_mirror::check(const table_delta& delta) const noexcept {
+/// Whether the kernels would take every row of the batch.
+status table_mirror::check_rows(const table_delta& delta) const noexcept {
   for (std::int32_t b = 0, begun = 0; b < delta.num_rows; ++b) {
     const auto [row, length, query_start] = delta.rows[b];
     if (row < 0 || row >= view_.max_sequences) {
@@ -263,6 +286,11 @@ status table_mirror::check(const table_delta& delta) const noexcept {
     }
     begun = query_start;
   }
+  return {};
+}
+
+/// Whether the CSR form holds the batch, whose rows fit.
+status table_mirror::check_pages(const table_delta& delta) const noexcept {
   for (std::size_t g = 0; g < groups_.size() && groups_[g].page_starts != nullptr; ++g) {
     const std::int32_t size = groups_[g].kernel_block_size;
     const bool is_power = std::has_single_bit(static_cast<std::uint32_t>(size));
@@ -278,6 +306,52 @@ status table_mirror::check(const table_delta& delta) const noexcept {
     }
   }
   return {};
+}
+
+/// Whether the kernels would follow every change and run.
+status table_mirror::check_entries(const table_delta& delta) const noexcept {
+  static_assert(no_block == block_id{-1});
+  const auto is_past_pool = [most = view_.num_blocks - 1](block_id block) {
+    return static_cast<int>(to_int(block) < -1) | static_cast<int>(to_int(block) > most);
+  };
+  const auto past_pool = [&](block_id block, std::int64_t index) {
+    return invalid("the delta names a block past the pool: make the mirror for the cache's num_blocks", to_int(block),
+                   view_.num_blocks - 1, index);
+  };
+  for (std::int32_t i = 0; i < delta.num_changes; ++i) {
+    const auto [entry, block] = delta.changes[i];
+    if (entry < 0 || entry >= view_.num_entries) {
+      return invalid("a change's entry is past the tables: build the delta for these tables", entry, view_.num_entries - 1, i);
+    }
+    if (is_past_pool(block) != 0) return past_pool(block, i);
+  }
+  for (std::int32_t i = 0; i < delta.num_runs; ++i) {
+    const auto [first_entry, num_blocks, num_unused, first_block] = delta.runs[i];
+    if (num_blocks < 0) return invalid("a run's num_blocks must not be negative", num_blocks, 0, i);
+    if (num_unused < 0) return invalid("a run's num_unused must not be negative", num_unused, 0, i);
+    if (first_entry < 0) return invalid("a run's first_entry must not be negative", first_entry, 0, i);
+    if (first_block < 0) return invalid("a run's first_block must not be negative", first_block, 0, i);
+    if (const std::int64_t end = std::int64_t{first_entry} + num_blocks + num_unused; end > view_.num_entries) {
+      return invalid("a run ends past the tables: build the delta for these tables", end, view_.num_entries, i);
+    }
+    if (const std::int64_t end = std::int64_t{first_block} + num_blocks; end > delta.num_blocks) {
+      return invalid("a run's blocks end past the delta's: raise num_blocks, or give it fewer", end, delta.num_blocks, i);
+    }
+  }
+  // All are looked at, because a loop that may end early is not vectorised, and whole tables are many blocks.
+  int is_any = 0;
+  for (std::int32_t i = 0; i < delta.num_blocks; ++i) is_any |= is_past_pool(delta.blocks[i]);
+  if (is_any == 0) return {};
+  std::int32_t first = 0;
+  while (is_past_pool(delta.blocks[first]) == 0) ++first;
+  return past_pool(delta.blocks[first], first);
+}
+
+status table_mirror::check(const table_delta& delta) const noexcept {
+  if (status sound = view_.check(delta); !sound) return sound;
+  if (status rows = check_rows(delta); !rows) return rows;
+  if (status pages = check_pages(delta); !pages) return pages;
+  return check_entries(delta);
 }
 
 status table_mirror::apply(const kernel_context& context, const table_delta& delta, const diagnostics_ref& faults,

@@ -629,6 +629,15 @@ TEST_P(update_tables_test, MisuseIsRefusedAndNothingWritten) {
            {[](mirrored_tables& t) { t.former_lengths = nullptr; }, "part of the tables is null"},
            {[](mirrored_tables& t) { t.query_starts = nullptr; }, "part of the tables is null"},
            {[](mirrored_tables& t) { t.max_length = 25; }, "max_length must fit table_width"},
+           {[](mirrored_tables& t) { t.max_length = 0; }, "max_length must be at least 1 (got 0"},
+           {[](mirrored_tables& t) { t.max_sequences = 0; }, "max_sequences must be at least 1 (got 0"},
+           {[](mirrored_tables& t) { t.max_sequences = 5; }, "must end within num_entries (entry 0: got 30, limit 24)"},
+           {[](mirrored_tables& t) { t.max_sequences = INT32_MAX; }, "must end within num_entries (entry 0: got 12884901882"},
+           {[](mirrored_tables& t) { t.num_entries = 23; }, "must end within num_entries (entry 0: got 24, limit 23)"},
+           {[](mirrored_tables& t) { t.num_blocks = 0; }, "num_blocks must be at least 1 (got 0"},
+           {[](mirrored_tables& t) { t.num_blocks = -1; }, "num_blocks must be at least 1 (got -1"},
+           {[](mirrored_tables& t) { t.num_blocks = INT32_MAX / 4 + 1; },
+            "num_blocks * block_size must not exceed 2^31 - 1: use fewer blocks (entry 0: got 2147483648, limit 2147483647)"},
            {[](mirrored_tables& t) { t.unused = block_id{1}; }, "unused entries hold no_block"},
            {[](mirrored_tables& t) { t.has_null_block = false; }, "the null block where there is one"}}) {
     mirrored_tables spoilt = tables.view();
@@ -643,6 +652,16 @@ TEST_P(update_tables_test, MisuseIsRefusedAndNothingWritten) {
            {[](mirrored_group& g) { g.kernel_block_size = 3; }, "kernel_block_size must divide"},
            {[](mirrored_group& g) { g.kernel_block_size = 0; }, "kernel_block_size must divide its block_size (entry 0: got 0"},
            {[](mirrored_group& g) { g.block_size = 0; }, "block_size must be at least 1 (entry 0: got 0"},
+           {[](mirrored_group& g) { g.block_size = 1 << 27; }, "num_blocks * block_size must not exceed 2^31 - 1"},
+           {[](mirrored_group& g) { g.first_entry = -1; }, "first_entry must not be negative (entry 0: got -1"},
+           {[](mirrored_group& g) { g.first_entry = 1; }, "must end within num_entries (entry 0: got 25, limit 24)"},
+           {[](mirrored_group& g) { g.first_entry = INT32_MAX; }, "must end within num_entries (entry 0: got 2147483671"},
+           {[](mirrored_group& g) { g.table_width = 7; }, "must end within num_entries (entry 0: got 28, limit 24)"},
+           {[](mirrored_group& g) { g.table_width = 5; }, "max_length must fit table_width blocks of a group (entry 0: got 24"},
+           {[](mirrored_group& g) { g.table_width = -1; },
+            "max_length must fit table_width blocks of a group (entry 0: got 24"},
+           {[](mirrored_group& g) { g.table_width = INT32_MAX; }, "table_width * block_size must not exceed 2^31 - 1"},
+           {[](mirrored_group& g) { g.max_pages = -1; }, "max_pages must not be negative (entry 0: got -1"},
            {[](mirrored_group& g) { g.slots = nullptr; }, "a group has slots"},
            {[](mirrored_group& g) { g.pages = nullptr; }, "all parts of the CSR form"},
            {[](mirrored_group& g) { g.page_starts = nullptr; }, "all parts of the CSR form"},
@@ -653,11 +672,45 @@ TEST_P(update_tables_test, MisuseIsRefusedAndNothingWritten) {
     spoilt.groups = groups;
     refused(spoilt, good, what);
   }
+  // Not the first group, and one that is too long only where lengths are rounded up.
+  mirrored_tables second = tables.view();
+  const std::vector<mirrored_group> groups{second.groups[0],
+                                           {.first_entry = 20, .table_width = 6, .block_size = 4, .kernel_block_size = 4}};
+  second.groups = groups;
+  refused(second, good, "must end within num_entries (entry 1: got 44, limit 24)");
+  mirrored_tables longest = tables.view();
+  std::array long_blocks{longest.groups[0]};
+  long_blocks[0].block_size = long_blocks[0].kernel_block_size = 1 << 30;
+  long_blocks[0].table_width = 1;
+  longest.groups = long_blocks;
+  longest.num_blocks = 1;
+  longest.max_length = 1 << 30;
+  refused(longest, good,
+          "max_length, rounded up to blocks, must fit int32: lower it (entry 0: got 1073741824, limit 1073741823)");
+
   mirrored_tables without_null = tables.view();
   without_null.unused = no_block;
   table_delta padded_with_null = good;
   padded_with_null.padding_length = 1;
   refused(without_null, padded_with_null, "reads the null block");
+  tables.check();
+}
+
+TEST_P(update_tables_test, MoreColumnsThanALaunchCountsAreRefusedAndNothingWritten) {
+  tested_tables tables(where(), {.groups = {{.block_size = 1, .kernel_block_size = 1, .has_tables = false}}});
+  mirrored_tables wide = tables.view();
+  std::array groups{wide.groups[0], wide.groups[0]};
+  groups[1].table_width = 1 << 30;
+  wide.groups = groups;
+  wide.num_entries = INT32_MAX;  // of which nothing is touched
+  wide.max_sequences = 1;
+  wide.max_rows = 512;
+  const status answer = update_tables({}, wide, {.padded_rows = 512}, {}, nullptr);
+  ASSERT_FALSE(answer);
+  EXPECT_EQ(answer.error().code, errc::invalid_argument);
+  EXPECT_EQ(answer.error().index, 1);
+  EXPECT_EQ(answer.error().value, std::int64_t{1} << 39);
+  EXPECT_EQ(answer.error().limit, std::int64_t{1} << 37);
   tables.check();
 }
 

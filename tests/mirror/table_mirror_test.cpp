@@ -211,7 +211,6 @@ TEST_P(table_mirror_test, ARefusedDeltaLeavesNothingBehind) {
   for (int i = 0; i < 3; ++i) all.push_back({with.cache.add().value(), 16});
   with.step(all);
   step_plan plan = with.cache.step({}).value();
-  const std::vector<std::int32_t> replaced{0, 1};
   const auto change = [&](std::int32_t row, std::int32_t column) {
     return table_change{0, row, column, with.cache.table_row(row)[static_cast<std::size_t>(column)]};
   };
@@ -221,14 +220,30 @@ TEST_P(table_mirror_test, ARefusedDeltaLeavesNothingBehind) {
     changes.push_back(bad);
     return changes;
   };
-  const std::vector<table_change> past_rows = with_one_more({0, 4, 0, block_id{1}});
-  const std::vector<table_change> past_width = with_one_more({0, 3, 4, block_id{1}});
-  for (const auto* changes : {&past_rows, &past_width}) {
+  const table_change good = change(2, 1);
+  struct bad_plan {
+    table_change change;
+    std::int32_t replaced_row;
+    std::int64_t value;
+  };
+  // A row past the tables, or none; a column past its row, or before it; a group that there is not.
+  for (const bad_plan& bad : {bad_plan{{0, 4, 0, block_id{1}}, 1, 4},
+                              {{0, -1, 0, block_id{1}}, 1, -1},
+                              {{0, 3, 4, block_id{1}}, 1, 5},
+                              {{0, 3, -1, block_id{1}}, 1, -1},
+                              {{0, 3, INT32_MAX, block_id{1}}, 1, std::int64_t{INT32_MAX} + 1},
+                              {{1, 3, 0, block_id{1}}, 1, 1},
+                              {{-1, 3, 0, block_id{1}}, 1, -1},
+                              {good, -1, -1}}) {
+    SCOPED_TRACE(bad.value);
+    const std::vector<std::int32_t> replaced{0, bad.replaced_row};
+    const std::vector<table_change> changes = with_one_more(bad.change);
     plan.replaced_rows = replaced;
-    plan.table_changes = *changes;
+    plan.table_changes = changes;
     const result<table_delta> refused = with.builder.build(with.cache, {}, plan);
     ASSERT_FALSE(refused);
     EXPECT_EQ(refused.error().code, errc::invalid_argument);
+    EXPECT_EQ(refused.error().value, bad.value) << refused.error().message();
 
     plan.replaced_rows = {};
     plan.table_changes = fine;
@@ -238,6 +253,29 @@ TEST_P(table_mirror_test, ARefusedDeltaLeavesNothingBehind) {
     with.mirror.apply({}, delta, {}, nullptr).value();
     expect_equal(where(), with.mirror.view(), with.cache, {}, plan, delta);
   }
+}
+
+TEST_P(table_mirror_test, ADeltaOfAnotherCacheOrOfAnotherStepsEntriesIsRefused) {
+  table_delta_builder builder(tables_of(small_cache()));
+  const auto refused = [&](const kv_cache_config& config, std::size_t num_left_out, const std::string& what) {
+    kv_cache cache(config);
+    std::vector<step_entry> entries{{cache.add().value(), 3}, {cache.add().value(), 2}};
+    const step_plan plan = cache.step(entries).value();
+    entries.resize(entries.size() - num_left_out);
+    for (const auto& answer : {builder.build(cache, entries, plan), builder.build_whole(cache, entries, plan)}) {
+      ASSERT_FALSE(answer) << what;
+      EXPECT_EQ(answer.error().code, errc::invalid_argument);
+      EXPECT_EQ(answer.error().message(), what);
+    }
+  };
+  kv_cache_config with_two = small_cache();
+  with_two.groups.push_back({.block_size = 4});
+  refused(with_two, 0, "the cache must have as many groups as the tables (got 2, limit 1)");
+  kv_cache_config with_larger = small_cache();
+  with_larger.groups[0].block_size = 8;
+  refused(with_larger, 0, "the cache's group has another block_size than its tables (entry 0: got 8, limit 4)");
+  refused(small_cache(), 1, "there must be as many entries as the plan has: pass the step's (got 1, limit 2)");
+  refused(small_cache(), 2, "there must be as many entries as the plan has: pass the step's (got 0, limit 2)");
 }
 
 TEST_P(table_mirror_test, TokensAndRowsArePaddedEachForItself) {
@@ -350,6 +388,102 @@ TEST_P(table_mirror_test, ABatchWhoseRowsCannotBeIsRefusedAndNothingWritten) {
   refused({{0, 3, 0}, {1, 3, 2}, {2, 3, 1}}, 2, 1, 2);
 }
 
+/// A mirror's answers to deltas that are a good one but for one thing; nothing must be written.
+class spoilt_deltas {
+ public:
+  explicit spoilt_deltas(const backend& where) : with_(where, small_cache()) {
+    with_.step({{with_.cache.add().value(), 3}, {with_.cache.add().value(), 4}});
+  }
+  template <class Spoil>
+  void expect_refused(const Spoil& spoil, const std::string& what) {
+    const std::vector<batch_row> rows{{0, 3, 0}, {1, 4, 3}};
+    const std::vector<entry_change> changes{{3, block_id{9}}, {4, no_block}};
+    const std::vector<entry_run> runs{{8, 1, 3, 0}, {12, 2, 2, 1}};
+    const std::vector<block_id> blocks{block_id{5}, no_block, block_id{39}};
+    struct {
+      std::vector<batch_row> rows;
+      std::vector<entry_change> changes;
+      std::vector<entry_run> runs;
+      std::vector<block_id> blocks;
+    } arrays{rows, changes, runs, blocks};
+    table_delta delta{.rows = arrays.rows.data(),
+                      .changes = arrays.changes.data(),
+                      .runs = arrays.runs.data(),
+                      .blocks = arrays.blocks.data(),
+                      .num_rows = 2,
+                      .num_changes = 2,
+                      .num_runs = 2,
+                      .num_blocks = 3,
+                      .num_tokens = 7,
+                      .padded_rows = 3,
+                      .padded_tokens = 8};
+    EXPECT_TRUE(with_.mirror.check(delta));
+    spoil(delta, arrays);
+    const mirrored_tables& view = with_.mirror.view();
+    const auto before = read(with_.where, view.entries, view.num_entries);
+    for (const status& answer : {with_.mirror.check(delta), with_.mirror.apply({}, delta, {}, nullptr)}) {
+      ASSERT_FALSE(answer) << what;
+      EXPECT_EQ(answer.error().code, errc::invalid_argument);
+      EXPECT_NE(answer.error().message().find(what), std::string::npos) << answer.error().message() << "; expected: " << what;
+    }
+    EXPECT_EQ(read(with_.where, view.entries, view.num_entries), before);
+    EXPECT_EQ(read(with_.where, view.lengths, 3), (ints{3, 4, 0}));
+  }
+
+ private:
+  mirrored_cache with_;
+};
+
+TEST_P(table_mirror_test, ADeltaThatCannotBeIsNotRead) {
+  spoilt_deltas of(where());
+  of.expect_refused([](table_delta& d, auto&) { d.rows = nullptr; }, "rows are null: pass num_rows of them (got 2)");
+  of.expect_refused([](table_delta& d, auto&) { d.changes = nullptr; }, "changes are null: pass num_changes of them (got 2)");
+  of.expect_refused([](table_delta& d, auto&) { d.runs = nullptr; }, "runs are null: pass num_runs of them (got 2)");
+  of.expect_refused([](table_delta& d, auto&) { d.blocks = nullptr; }, "blocks are null: pass num_blocks of them (got 3)");
+  of.expect_refused([](table_delta& d, auto&) { d.num_rows = -1; }, "num_rows must not be negative (got -1");
+  of.expect_refused([](table_delta& d, auto&) { d.num_changes = -1; }, "num_changes must not be negative (got -1");
+  of.expect_refused([](table_delta& d, auto&) { d.num_runs = -1; }, "num_runs must not be negative (got -1");
+  of.expect_refused([](table_delta& d, auto&) { d.num_blocks = -1; }, "num_blocks must not be negative (got -1");
+  of.expect_refused([](table_delta& d, auto&) { d.num_tokens = -1; }, "num_tokens must not be negative (got -1");
+  of.expect_refused([](table_delta& d, auto&) { d.num_rows = 1 << 30; }, "padded_rows must be at least num_rows (got 3");
+  of.expect_refused([](table_delta& d, auto&) { d.padded_rows = 1; }, "padded_rows must be at least num_rows (got 1, limit 2)");
+  of.expect_refused([](table_delta& d, auto&) { d.num_rows = d.padded_rows = 1 << 30; }, "max_rows: make them for larger");
+  of.expect_refused([](table_delta& d, auto&) { d.padded_tokens = INT32_MAX; }, "max_tokens: make them for larger batches");
+  of.expect_refused([](table_delta& d, auto&) { d.padding_length = 2; }, "padding_length must be 0 or 1 (got 2");
+}
+
+TEST_P(table_mirror_test, AnEntryOrBlockThatTheTablesDoNotHaveIsRefusedAndNothingWritten) {
+  spoilt_deltas of(where());
+  of.expect_refused([](auto&, auto& a) { a.changes[1].entry = 16; },
+                    "entry is past the tables: build the delta for these tables (entry 1: got 16, limit 15)");
+  of.expect_refused([](auto&, auto& a) { a.changes[0].entry = -1; },
+                    "entry is past the tables: build the delta for these tables (entry 0: got -1");
+  of.expect_refused([](auto&, auto& a) { a.changes[1].block = block_id{40}; },
+                    "block past the pool: make the mirror for the cache's num_blocks (entry 1: got 40, limit 39)");
+  of.expect_refused([](auto&, auto& a) { a.changes[1].block = block_id{-2}; },
+                    "block past the pool: make the mirror for the cache's num_blocks (entry 1: got -2");
+  of.expect_refused([](auto&, auto& a) { a.blocks[2] = block_id{40}; },
+                    "block past the pool: make the mirror for the cache's num_blocks (entry 2: got 40, limit 39)");
+  of.expect_refused([](auto&, auto& a) { a.blocks[0] = block_id{-2}; },
+                    "block past the pool: make the mirror for the cache's num_blocks (entry 0: got -2");
+  of.expect_refused([](auto&, auto& a) { a.runs[1].first_entry = -1; },
+                    "run's first_entry must not be negative (entry 1: got -1");
+  of.expect_refused([](auto&, auto& a) { a.runs[1].num_blocks = -1; },
+                    "run's num_blocks must not be negative (entry 1: got -1");
+  of.expect_refused([](auto&, auto& a) { a.runs[1].num_unused = -1; },
+                    "run's num_unused must not be negative (entry 1: got -1");
+  of.expect_refused([](auto&, auto& a) { a.runs[1].first_block = -1; },
+                    "run's first_block must not be negative (entry 1: got -1");
+  of.expect_refused([](auto&, auto& a) { a.runs[1].first_entry = 13; },
+                    "run ends past the tables: build the delta for these tables (entry 1: got 17, limit 16)");
+  of.expect_refused([](auto&, auto& a) { a.runs[0].num_unused = INT32_MAX; },
+                    "run ends past the tables: build the delta for these tables (entry 0: got 2147483656");
+  of.expect_refused([](auto&, auto& a) { a.runs[1].first_block = 2; },
+                    "blocks end past the delta's: raise num_blocks, or give it fewer (entry 1: got 4, limit 3)");
+  of.expect_refused([](auto&, auto& a) { a.runs[1].first_block = INT32_MAX; },
+                    "blocks end past the delta's: raise num_blocks, or give it fewer (entry 1: got 2147483649");
+}
+
 TEST_P(table_mirror_test, MorePagesThanTheCsrFormHoldsAreRefused) {
   kv_cache_config cache = small_cache();
   cache.groups.push_back({.block_size = 3});
@@ -398,16 +532,43 @@ TEST_P(table_mirror_test, ConfigurationsThatCannotBeAreRefused) {
   refused([](auto& c) { c.tables.groups[0].block_size = 0; });
   refused([](auto& c) { c.tables.groups[0].kernel_block_size = 3; });
   refused([](auto& c) { c.tables.groups[0].kernel_block_size = -1; });
+  refused([](auto& c) {
+    c.tables.groups.assign(4, {.block_size = 1}), c.tables.max_sequences = INT32_MAX,
+                                                  c.tables.max_tokens_per_sequence = INT32_MAX - 1;
+  });
   refused([](auto& c) { c.num_blocks = 0; });
+  refused([](auto& c) { c.num_blocks = INT32_MAX / 4 + 1; });
   refused([](auto& c) { c.unused = block_id{1}; });
   refused([](auto& c) { c.has_null_block = false; });
   refused([](auto& c) { c.max_batch_rows = 0; });
   refused([](auto& c) { c.max_batch_tokens = 0; });
   refused([](auto& c) { c.max_csr_entries = -1; });
   refused([](auto& c) { c.num_staging_buffers = 0; });
+  table_mirror_config large = mirror_of(small_cache(), 64);
+  large.tables.groups.push_back({.block_size = 16});
+  large.num_blocks = INT32_MAX / 16 + 1;
+  EXPECT_EQ(reserve(where(), large).error().message(),
+            "num_blocks * block_size must not exceed 2^31 - 1: use fewer blocks (entry 1: got 134217728, limit 134217727)");
   const result<table_mirror> nowhere = table_mirror::reserve_cuda(mirror_of(small_cache(), 64), 99);
   ASSERT_FALSE(nowhere);
   EXPECT_EQ(nowhere.error().code, errc::cuda_unavailable) << "no device has that number";
+}
+
+TEST_P(table_mirror_test, MoreBytesThanInt64HoldsAreRefused) {
+  // Batch tables of one group come to 2^64 bytes all but some; those of eight, to as many together.
+  for (const std::size_t num_groups : {1, 8}) {
+    table_mirror_config config = mirror_of(small_cache(), 64);
+    config.tables.max_sequences = 1;
+    config.tables.groups.assign(num_groups, {.block_size = 1 << 28, .kernel_block_size = 1});
+    config.num_blocks = 4;
+    config.tables.max_tokens_per_sequence = INT32_MAX - (1 << 28);
+    config.max_batch_rows = num_groups == 1 ? INT32_MAX : 1 << 28;
+    const result<table_mirror> answer = reserve(where(), config);
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().code, errc::out_of_memory);
+    EXPECT_GE(answer.error().value, std::int64_t{1} << 56) << answer.error().message();
+    EXPECT_NE(answer.error().message().find("smaller batches"), std::string::npos) << answer.error().message();
+  }
 }
 
 }  // namespace

@@ -32,6 +32,27 @@ TEST(BlockTable, CountsBlocksForAnyBlockSize) {
   }
 }
 
+TEST(BlockTable, CountsThatCannotBeAreRefused) {
+  const auto refused = [](std::int32_t num_rows, std::int32_t row_width, std::int32_t block_size) -> error {
+    try {
+      const block_table table(num_rows, row_width, block_size);
+    } catch (const failure& thrown) {
+      return thrown.cause();
+    }
+    ADD_FAILURE() << "accepted";
+    return {};
+  };
+  for (const std::int32_t count : {0, -1}) {
+    EXPECT_EQ(refused(count, 1, 1).value, count);
+    EXPECT_EQ(refused(1, count, 1).value, count);
+    EXPECT_EQ(refused(1, 1, count).value, count);
+    EXPECT_EQ(refused(1, 1, count).code, errc::invalid_argument);
+  }
+  const error largest = refused(INT32_MAX, INT32_MAX, 1);
+  EXPECT_EQ(largest.code, errc::out_of_memory);
+  EXPECT_EQ(largest.value, INT64_MAX) << "in bytes past int64";
+}
+
 TEST(BlockTable, SlotsFollowTheRow) {
   for (const std::int32_t block_size : {1, 3, 4}) {
     block_table table(2, 5, block_size);

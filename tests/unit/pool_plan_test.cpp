@@ -171,9 +171,61 @@ TEST(PoolPlan, SlotNumbersFit31Bits) {
   EXPECT_NE(plan.explain().find("blocks      134,217,727\n"), std::string::npos) << plan.explain();
 }
 
+TEST(PoolPlan, MemoryOfAllOfInt64IsPlanned) {
+  constexpr std::int64_t most = INT64_MAX;
+  const kv_layout tiny({.num_layers = 1, .num_kv_heads = 1, .head_dim = 1, .block_size = 16});
+  for (const memory_limits& limits :
+       {memory_limits{}, {.fraction_of_free = 1.0}, {.fraction_of_total = 1.0}, {.fraction_of_free = 0.9999999999999999}}) {
+    const pool_plan plan(tiny, {.free_bytes = most, .total_bytes = most}, limits, false);
+    EXPECT_EQ(plan.num_blocks(), INT32_MAX / 16);
+    EXPECT_EQ(plan.bound_by(), plan_bound::id_range);
+  }
+  // All of it is all of it, to the byte, past what a double holds.
+  const std::string text =
+      pool_plan(tiny, {.free_bytes = most, .total_bytes = most}, {.fraction_of_free = 1.0, .max_blocks = 5}).explain();
+  EXPECT_NE(text.find("1 x 9,223,372,036,854,775,807 B free = 9,223,372,036,854,775,807 B"), std::string::npos) << text;
+}
+
+TEST(PoolPlan, PoolsAndSequencesOfMoreBytesThanInt64HoldsAreRefused) {
+  const auto said = [](const auto& call) -> std::string {
+    try {
+      return call();
+    } catch (const failure& thrown) {
+      EXPECT_EQ(thrown.cause().code, errc::invalid_argument);
+      return thrown.what();
+    }
+  };
+  // A block of 2^46 bytes, in 2^15 regions.
+  const kv_layout huge({.num_layers = 1 << 14, .num_kv_heads = 1 << 10, .head_dim = 1 << 20, .block_size = 1});
+  const auto of_blocks = [&](std::int64_t num_blocks) {
+    return said([&] { return std::to_string(pool_plan::of_blocks(huge, num_blocks).pool_bytes()); });
+  };
+  EXPECT_EQ(of_blocks(131'071), "9223301668110598144");
+  EXPECT_EQ(of_blocks(131'072), "the pool must fit 2^63 - 1 bytes: lower num_blocks (got 131072, limit 131071)");
+  EXPECT_EQ(of_blocks(INT32_MAX), "the pool must fit 2^63 - 1 bytes: lower num_blocks (got 2147483647, limit 131071)");
+  EXPECT_THROW((void)pool_plan::of_blocks(huge, INT64_MIN), failure);
+  const pool_plan most(huge, {.free_bytes = INT64_MAX, .total_bytes = INT64_MAX}, {}, false);
+  EXPECT_EQ(most.num_blocks(), 131'071);
+
+  const auto longest = [&](std::int64_t num_tokens) {
+    return said([&] {
+      const std::string text = pool_plan::of_blocks(huge, 2).explain(num_tokens);
+      return text.substr(text.find("longest"));
+    });
+  };
+  EXPECT_NE(longest(131'071).find("= 131,071 blocks = 9,223,301,668,110,598,144 B"), std::string::npos) << longest(131'071);
+  EXPECT_EQ(longest(131'072),
+            "a sequence of max_model_len tokens must fit 2^63 - 1 bytes: shorten it (got 131072, limit 131071)");
+  EXPECT_EQ(longest(INT64_MAX),
+            "a sequence of max_model_len tokens must fit 2^63 - 1 bytes: shorten it (got "
+            "9223372036854775807, limit 131071)");
+}
+
 TEST(PoolPlan, SequencesRoundUpToBlocks) {
   const pool_plan plan = pool_plan::of_blocks(codegeex4(16), 10, false);
   EXPECT_EQ(plan.sequences_of(1), 10);
+  EXPECT_EQ(plan.sequences_of(0), 10) << "not a division by 0";
+  EXPECT_EQ(plan.sequences_of(INT64_MAX), 0);
   EXPECT_EQ(plan.sequences_of(16), 10);
   EXPECT_EQ(plan.sequences_of(17), 5);
   EXPECT_EQ(plan.sequences_of(160), 1);

@@ -15,8 +15,9 @@ namespace pagedkv {
 /// reads. Memory is touched as entries are first written (4 bytes each).
 class PAGEDKV_PUBLIC block_table {
  public:
-  /// @param num_rows, row_width  sequences, and blocks of the longest one.
-  /// Throws `failure` (out_of_memory) when the address space is refused.
+  /// @param num_rows, row_width  sequences, and blocks of the longest one, at least 1 each.
+  /// @param block_size           tokens per block, at least 1.
+  /// Throws `failure`: one of them is less (invalid_argument); the address space is refused (out_of_memory).
   block_table(std::int32_t num_rows, std::int32_t row_width, std::int32_t block_size);
 
   [[nodiscard]] std::int32_t row_width() const noexcept { return row_width_; }

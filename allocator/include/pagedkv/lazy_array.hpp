@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <type_traits>
 
@@ -23,6 +24,7 @@ struct PAGEDKV_PUBLIC lazy_memory {
   void* mapping = nullptr;  ///< What to unmap; null: `start` came from calloc.
   std::int64_t mapping_bytes = 0;
 
+  /// @param num_bytes  not negative. What the address space cannot hold is refused.
   [[nodiscard]] static lazy_memory reserve(std::int64_t num_bytes, page_wish pages) noexcept;
   void give_back() const noexcept;
 };
@@ -36,9 +38,15 @@ class lazy_array {
   static_assert(std::is_trivially_copyable_v<T>);
 
  public:
-  /// Throws `failure` (out_of_memory) with `what` when the address space is refused.
+  /// Throws `failure` (out_of_memory) with `what` when the address space is refused; its `value` is at most int64's largest.
+  /// invalid_argument: a negative size.
   lazy_array(std::int64_t size, const char* what, page_wish pages = page_wish::any) {
-    const auto num_bytes = size * static_cast<std::int64_t>(sizeof(T));
+    if (size < 0) {
+      throw failure({.code = errc::invalid_argument, .what = "an array size must not be negative", .value = size, .limit = 0});
+    }
+    constexpr std::int64_t most_bytes = std::numeric_limits<std::int64_t>::max();
+    constexpr auto element_bytes = static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t num_bytes = size > most_bytes / element_bytes ? most_bytes : size * element_bytes;
     const detail::lazy_memory memory = detail::lazy_memory::reserve(num_bytes, pages);
     if (memory.start == nullptr) throw failure({.code = errc::out_of_memory, .what = what, .value = num_bytes});
     elements_ = {static_cast<T*>(memory.start), give_back{memory}};

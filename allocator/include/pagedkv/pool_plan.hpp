@@ -37,7 +37,8 @@ class PAGEDKV_PUBLIC pool_plan {
   /// that holds no usable block (out_of_memory: `value` bytes are needed, `limit` are allowed).
   pool_plan(const kv_layout& layout, const memory_state& memory, const memory_limits& limits, bool has_null_block = true);
 
-  /// A pool of exactly that many blocks, the null block included, wherever its memory comes from. Throws as above.
+  /// A pool of exactly that many blocks, the null block included, wherever its memory comes from. Throws `failure`
+  /// (invalid_argument): no usable block, more than 2^31 - 1 slots, or more than 2^63 - 1 bytes.
   [[nodiscard]] static pool_plan of_blocks(const kv_layout& layout, std::int64_t num_blocks, bool has_null_block = true);
 
   [[nodiscard]] const kv_layout& layout() const noexcept { return layout_; }
@@ -52,13 +53,13 @@ class PAGEDKV_PUBLIC pool_plan {
   [[nodiscard]] std::int64_t pool_bytes() const noexcept { return layout_.pool_bytes(num_blocks_); }
   [[nodiscard]] plan_bound bound_by() const noexcept { return bound_by_; }
 
-  /// How many sequences of `num_tokens` (>= 1) tokens fit at once.
+  /// How many sequences of `num_tokens` (>= 1; fewer count as 1) tokens fit at once.
   [[nodiscard]] std::int64_t sequences_of(std::int64_t num_tokens) const noexcept;
   /// Whether one sequence of `max_model_len` tokens fits at all. Check it at start-up.
   [[nodiscard]] bool fits(std::int64_t max_model_len) const noexcept { return sequences_of(max_model_len) > 0; }
 
   /// The arithmetic, line by line, for a person to check by hand; with `max_model_len` also what it would cost.
-  /// Throws `failure` (invalid_argument): a max_model_len below 1.
+  /// Throws `failure` (invalid_argument): a max_model_len below 1, or one whose blocks take more than 2^63 - 1 bytes.
   [[nodiscard]] std::string explain(std::optional<std::int64_t> max_model_len = std::nullopt) const;
 
  private:

@@ -39,8 +39,9 @@ struct prefix_index_config {
 /// Knows the content of blocks and finds the one that holds a given content. Knows nothing of references or sequences.
 ///
 /// A block's content is unknown; indexed; a copy of an indexed block's; or withdrawn: known and never to be found again. When
-/// an indexed block is forgotten its oldest copy is indexed in its place. Per block: a record of 32 bytes plus 4 per token, and
-/// 16 to 32 bytes of table; with copies 8 more, with heads 16 more. One thread at a time. No heap use once built.
+/// an indexed block is forgotten its oldest copy is indexed in its place. Per block: a record of 32 bytes plus 4 per token,
+/// rounded up to 16, and 16 to 32 bytes of table; with copies 8 more, with heads 16 more. One thread at a time. No heap use
+/// once built.
 class PAGEDKV_PUBLIC prefix_index {
  public:
   /// Throws `failure` (out_of_memory) or std::bad_alloc.
@@ -125,8 +126,6 @@ class PAGEDKV_PUBLIC prefix_index {
   [[nodiscard]] std::int32_t num_indexed() const noexcept { return num_indexed_; }
   [[nodiscard]] std::int32_t num_copies() const noexcept { return num_copies_; }
   [[nodiscard]] std::int32_t num_withdrawn() const noexcept { return num_withdrawn_; }
-  /// Bytes this index takes per block.
-  [[nodiscard]] std::int64_t bytes_per_block() const noexcept;
 
   /// corrupted: which equation fails. Cost: O(num_blocks).
   [[nodiscard]] status validate() const;

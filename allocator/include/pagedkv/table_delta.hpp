@@ -20,7 +20,8 @@ struct table_shape {
   std::int32_t kernel_block_size = 0;  ///< Tokens per block of the attention kernel: divides block_size; 0: the same.
 };
 
-/// The tables that are mirrored: of one cache, or of those sequences of it that fit.
+/// The tables that are mirrored: of one cache, or of those sequences of it that fit. Counts are those of a set that check()
+/// finds sound.
 struct PAGEDKV_PUBLIC table_set {
   std::vector<table_shape> groups;
   std::int32_t max_sequences = 0;
@@ -33,7 +34,7 @@ struct PAGEDKV_PUBLIC table_set {
   }
   /// Of all groups, one group's rows behind another's.
   [[nodiscard]] std::int64_t num_entries() const noexcept;
-  /// invalid_argument: which count is out of range.
+  /// invalid_argument: which count is out of range (`index`: of which group).
   [[nodiscard]] status check() const noexcept;
   /// No delta is larger: beyond, every entry is sent once instead.
   [[nodiscard]] std::int64_t most_delta_bytes() const noexcept;

@@ -19,7 +19,7 @@ namespace pagedkv {
 
 struct table_mirror_config {
   table_set tables;
-  std::int64_t num_blocks = 0;  ///< Of the pool, the null block included.
+  std::int64_t num_blocks = 0;  ///< Of the pool, the null block included. Times each block_size: at most 2^31 - 1.
   bool has_null_block = true;
   block_id unused = null_block;          ///< What entries without a block hold: null_block where the pool has one, or no_block.
   std::int32_t max_batch_rows = 0;       ///< Of a batch, padding included.
@@ -57,18 +57,18 @@ class PAGEDKV_PUBLIC table_mirror {
   [[nodiscard]] const mirrored_tables& view() const& noexcept { return view_; }
   const mirrored_tables& view() && = delete;
 
-  /// Whether a delta fits: see apply(), which asks it first. O(rows of the batch). Thread-safe.
+  /// Whether a delta fits: see apply(), which asks it first. O(rows, changes, runs and blocks of it). Thread-safe.
   [[nodiscard]] status check(const table_delta& delta) const noexcept;
 
   /// Brings the tables up to date and makes the batch, as update_tables says. Deltas must come in the order of their steps, on
   /// one stream, or on streams that wait for each other. The delta may be forgotten when the call returns.
   ///
   /// @param delta  host, of the same tables. The same one may be applied to several mirrors.
-  /// @return busy: all staging buffers are on their way, see wait_for_staging(); invalid_argument: as update_tables, and
-  ///         (`index`: which batch row) a row or length that does not fit or a query start that cannot be, or (`index`: which
-  ///         group) more pages than max_csr_entries. Nothing written then, so the call may be repeated. cuda_failure: a later
-  ///         delta can be trusted only after table_delta_builder::build_whole. With host memory everything is done when the
-  ///         call returns.
+  /// @return busy: all staging buffers are on their way, see wait_for_staging(); invalid_argument: as update_tables, and what
+  ///         that would leave out: a row or length that does not fit or a query start that cannot be (`index`: the batch row),
+  ///         more pages than max_csr_entries (`index`: the group), an entry past the tables or a block past the pool (`index`:
+  ///         the change, run or block). Nothing written then, so the call may be repeated. cuda_failure: a later delta can be
+  ///         trusted only after table_delta_builder::build_whole. With host memory everything is done when the call returns.
   /// Cost: one copy of the delta; CUDA: a query and a record of an event, at most one copy, two launches. Not to be captured.
   status apply(const kernel_context& context, const table_delta& delta, const diagnostics_ref& faults,
                cuda_stream stream) noexcept;
@@ -86,6 +86,9 @@ class PAGEDKV_PUBLIC table_mirror {
   using owned_memory = std::unique_ptr<std::byte, release_memory>;
 
   explicit table_mirror(owned_memory memory) noexcept;
+  [[nodiscard]] status check_rows(const table_delta& delta) const noexcept;
+  [[nodiscard]] status check_pages(const table_delta& delta) const noexcept;
+  [[nodiscard]] status check_entries(const table_delta& delta) const noexcept;
 
   owned_memory memory_;
   std::vector<mirrored_group> groups_;

@@ -10,6 +10,7 @@
 #include <pagedkv/cache_view.hpp>
 #include <pagedkv/ids.hpp>
 #include <pagedkv/kernel_context.hpp>
+#include <pagedkv/result.hpp>
 #include <pagedkv/visibility.hpp>
 
 namespace pagedkv {
@@ -38,7 +39,7 @@ struct entry_run {
 
 /// What a step changed, and its batch: plain data, the same for every copy of the same tables. No entry is named twice. For
 /// CUDA memory the pointers lead to memory of the device or to pinned host memory, which is read while the call's kernels run.
-struct table_delta {
+struct PAGEDKV_PUBLIC table_delta {
   const batch_row* rows = nullptr;        ///< [num_rows]: the batch, in its order.
   const entry_change* changes = nullptr;  ///< [num_changes]
   const entry_run* runs = nullptr;        ///< [num_runs]
@@ -52,13 +53,20 @@ struct table_delta {
   std::int32_t padded_tokens = 0;   ///< At least num_tokens.
   std::int32_t padding_length = 0;  ///< Of padded rows: 0, or 1 for kernels that want a token: one of the null block.
 
+  /// Whether it says what can be, whatever the tables are. Reads its counts and no array, so those may be device memory. O(1).
+  ///
+  /// @return invalid_argument: a negative count, a null array of which there is something, fewer padded rows or tokens than
+  ///         there are, a padding length other than 0 and 1.
+  [[nodiscard]] status check() const noexcept;
+
   /// What a copy to the device moves: 12 bytes per row of the batch, 8 per change, 16 per run, 4 per block of a run.
   [[nodiscard]] constexpr std::int64_t num_bytes() const noexcept {
     return std::int64_t{12} * num_rows + std::int64_t{8} * num_changes + std::int64_t{16} * num_runs +
            std::int64_t{4} * num_blocks;
   }
 
-  /// Writes the arrays one behind another, num_bytes() in all: runs, changes, rows, blocks. Both in host memory.
+  /// Writes the arrays one behind another, num_bytes() in all: runs, changes, rows, blocks. Both in host memory. Only for a
+  /// delta that check() finds sound: counts and pointers are used as they are.
   void pack(std::byte* to) const noexcept {
     const auto put = [&](const auto* array, std::int32_t count) {
       const std::size_t size = sizeof(*array) * static_cast<std::size_t>(count);
@@ -76,9 +84,9 @@ static_assert(sizeof(batch_row) == 12 && sizeof(entry_change) == 8 && sizeof(ent
 /// The tables of one group, and its part of the batch. Columns and pages of the batch are kernel blocks: n = block_size /
 /// kernel_block_size of them for each entry of a table, block * n + 0, 1, ...; the null block and no_block stay what they are.
 struct mirrored_group {
-  std::int32_t first_entry = 0;        ///< Of its tables [max_sequences, table_width], among the entries of all groups.
+  std::int32_t first_entry = 0;        ///< Of its tables [max_sequences, table_width], which lie within `entries`.
   std::int32_t table_width = 0;        ///< Blocks of the longest sequence.
-  std::int32_t block_size = 0;         ///< Tokens per block.
+  std::int32_t block_size = 0;         ///< Tokens per block. Times the pool's blocks, or times table_width: at most 2^31 - 1.
   std::int32_t kernel_block_size = 0;  ///< Tokens per block of the attention kernel; divides block_size.
   slot_t* slots = nullptr;             ///< [max_tokens]: where each token goes; padding_slot for padding.
   /// [max_rows, table_width * block_size / kernel_block_size]: each batch row's table, unused entries behind it. Optional.
@@ -94,7 +102,7 @@ struct mirrored_group {
 
 /// The copy: memory of one kind at addresses that never change, so that captured graphs may read it. Before the first update
 /// every entry of tables and batch tables holds `unused`, and every length 0.
-struct mirrored_tables {
+struct PAGEDKV_PUBLIC mirrored_tables {
   memory_kind memory = memory_kind::host;
   std::span<const mirrored_group> groups;  ///< Host.
   block_id* entries = nullptr;             ///< [num_entries]: the tables of all groups.
@@ -110,6 +118,11 @@ struct mirrored_tables {
   std::int32_t* lengths = nullptr;         ///< [max_rows]
   std::int32_t* former_lengths = nullptr;  ///< [max_rows]: of the update before; not for readers.
   std::int32_t* query_starts = nullptr;    ///< [max_rows + 1]: first token of each batch row; all tokens for padding.
+
+  /// Whether update_tables takes a delta for these tables: it asks this first. Reads no array but `groups`. O(groups).
+  ///
+  /// @return invalid_argument: what table_delta::check says, or as update_tables (`index`: which group).
+  [[nodiscard]] status check(const table_delta& delta) const noexcept;
 };
 
 /// Applies a delta to the tables, then writes the batch: rows, lengths, query starts, and for each group slots, batch tables
@@ -129,10 +142,11 @@ struct mirrored_tables {
 /// @param to      where; `to.memory` chooses the backend.
 /// @param faults  optional, same address space; `claims` is not used.
 /// @param stream  as for append: two launches, nothing is waited for.
-/// @return invalid_argument: negative counts, a null pointer where there is something, more padded rows or tokens than `to` has
-///         or fewer than there are, a padding length other than 0 and 1, or 1 where unused entries are no blocks, a
-///         kernel_block_size that does not divide its block_size. Nothing written.
-///         cuda_failure, cuda_unavailable: as for append.
+/// @return invalid_argument: what table_delta::check says; more padded rows or tokens than `to` has; a padding length of 1
+///         where unused entries are no blocks; no blocks, no sequences or no length; more slots, or more positions in a row,
+///         than 2^31 - 1, or more than 2^37 columns in all rows of a batch; a group's tables that do not lie within `entries`
+///         or are too narrow for max_length; a kernel_block_size that does not divide its block_size; a null pointer to
+///         something. Nothing written. cuda_failure, cuda_unavailable: as for append.
 /// Cost: the delta read once, its rows by one CTA, 1,024 at a time with a barrier between, and where they are not in order
 /// those before each row again; for each batch row and group, its table read and written once up to its length, or to the
 /// length that the same batch row had before; with CSR also the lengths of the rows before.

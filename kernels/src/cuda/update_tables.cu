@@ -159,6 +159,8 @@ constexpr std::uint32_t warp_threads = 32;
 /// What a warp writes of a batch row at a time, its loads in flight together.
 constexpr std::uint32_t columns_per_lane = 8;
 constexpr std::uint32_t columns_per_item = columns_per_lane * warp_threads;
+static_assert(columns_per_item >= 256,
+              "a batch of 2^37 columns is of less than 2^31 items, which is what a fast_divider takes");
 
 /// One group of a launch, and what its divisions need.
 struct group_parameters {

@@ -1,6 +1,7 @@
 #include <pagedkv/update_tables.hpp>
 
 #include <algorithm>
+#include <limits>
 
 #include "cuda_backend.hpp"
 #include "host/block_tables.hpp"
@@ -9,60 +10,48 @@
 namespace pagedkv {
 namespace {
 
-status check(const mirrored_tables& to, const table_delta& delta) noexcept {
-  if (delta.num_rows < 0) return invalid("the delta's num_rows must not be negative", delta.num_rows, 0);
-  if (delta.num_changes < 0) return invalid("the delta's num_changes must not be negative", delta.num_changes, 0);
-  if (delta.num_runs < 0) return invalid("the delta's num_runs must not be negative", delta.num_runs, 0);
-  if (delta.num_blocks < 0) return invalid("the delta's num_blocks must not be negative", delta.num_blocks, 0);
-  if (delta.num_tokens < 0) return invalid("the delta's num_tokens must not be negative", delta.num_tokens, 0);
-  if (delta.num_rows > 0 && delta.rows == nullptr) return invalid("the delta's rows are null");
-  if (delta.num_changes > 0 && delta.changes == nullptr) return invalid("the delta's changes are null");
-  if (delta.num_runs > 0 && delta.runs == nullptr) return invalid("the delta's runs are null");
-  if (delta.num_blocks > 0 && delta.blocks == nullptr) return invalid("the delta's blocks are null");
-  if (delta.padded_rows < delta.num_rows) {
-    return invalid("padded_rows must be at least num_rows", delta.padded_rows, delta.num_rows);
+constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
+
+/// What the kernels rely on to find the entries, slots and pages of a group, and to count their work.
+status check_group(const mirrored_tables& to, const mirrored_group& group, std::int32_t padded_rows,
+                   std::int64_t index) noexcept {
+  if (group.block_size < 1) return invalid("a group's block_size must be at least 1", group.block_size, 1, index);
+  if (group.kernel_block_size < 1 || group.block_size % group.kernel_block_size != 0) {
+    return invalid("a group's kernel_block_size must divide its block_size", group.kernel_block_size, group.block_size, index);
   }
-  if (delta.padded_rows > to.max_rows) {
-    return invalid("padded_rows must not exceed the tables' max_rows: make them for larger batches", delta.padded_rows,
-                   to.max_rows);
+  if (const std::int64_t num_slots = std::int64_t{to.num_blocks} * group.block_size; num_slots > int32_max) {
+    return invalid("num_blocks * block_size must not exceed 2^31 - 1: use fewer blocks", num_slots, int32_max, index);
   }
-  if (delta.padded_tokens < delta.num_tokens) {
-    return invalid("padded_tokens must be at least num_tokens", delta.padded_tokens, delta.num_tokens);
+  const std::int64_t row_length = std::int64_t{group.table_width} * group.block_size;
+  if (row_length > int32_max) {
+    return invalid("a group's table_width * block_size must not exceed 2^31 - 1: use narrower tables", row_length, int32_max,
+                   index);
   }
-  if (delta.padded_tokens > to.max_tokens) {
-    return invalid("padded_tokens must not exceed the tables' max_tokens: make them for larger batches", delta.padded_tokens,
-                   to.max_tokens);
+  if (to.max_length > row_length) {
+    return invalid("max_length must fit table_width blocks of a group", to.max_length, row_length, index);
   }
-  if (delta.padding_length != 0 && delta.padding_length != 1) {
-    return invalid("padding_length must be 0 or 1", delta.padding_length, 1);
+  if (to.max_length > int32_max - group.block_size) {
+    return invalid("max_length, rounded up to blocks, must fit int32: lower it", to.max_length, int32_max - group.block_size,
+                   index);
   }
-  if (delta.padding_length == 1 && to.unused != null_block) {
-    return invalid("a padded row of length 1 reads the null block: let unused entries hold it", to_int(to.unused));
+  if (group.first_entry < 0) return invalid("a group's first_entry must not be negative", group.first_entry, 0, index);
+  const std::int64_t end = group.first_entry + std::int64_t{to.max_sequences} * group.table_width;
+  if (end > to.num_entries) {
+    return invalid("a group's tables, first_entry + max_sequences * table_width, must end within num_entries", end,
+                   to.num_entries, index);
   }
-  if (to.unused != no_block && (to.unused != null_block || !to.has_null_block)) {
-    return invalid("unused entries hold no_block, or the null block where there is one", to_int(to.unused));
+  constexpr std::int64_t most_columns = std::int64_t{1} << 37;
+  const std::int64_t num_columns = std::int64_t{padded_rows} * group.table_width * (group.block_size / group.kernel_block_size);
+  if (num_columns > most_columns) {
+    return invalid("the batch's tables must not have more than 2^37 columns: use fewer rows, or a larger kernel_block_size",
+                   num_columns, most_columns, index);
   }
-  if (to.entries == nullptr || to.rows == nullptr || to.lengths == nullptr || to.former_lengths == nullptr ||
-      to.query_starts == nullptr) {
-    return invalid("a part of the tables is null");
+  const bool has_pages = group.page_starts != nullptr;
+  if (group.slots == nullptr || has_pages != (group.pages != nullptr) || has_pages != (group.last_page_lengths != nullptr)) {
+    return invalid("a group has slots, and all parts of the CSR form or none: one of them is null", error::none, error::none,
+                   index);
   }
-  for (const mirrored_group& group : to.groups) {
-    const std::int64_t index = &group - to.groups.data();
-    if (group.block_size < 1) return invalid("a group's block_size must be at least 1", group.block_size, 1, index);
-    if (group.kernel_block_size < 1 || group.block_size % group.kernel_block_size != 0) {
-      return invalid("a group's kernel_block_size must divide its block_size", group.kernel_block_size, group.block_size,
-                     index);
-    }
-    if (to.max_length > std::int64_t{group.table_width} * group.block_size) {
-      return invalid("max_length must fit table_width blocks of a group", to.max_length,
-                     std::int64_t{group.table_width} * group.block_size, index);
-    }
-    const bool has_pages = group.page_starts != nullptr;
-    if (group.slots == nullptr || has_pages != (group.pages != nullptr) || has_pages != (group.last_page_lengths != nullptr)) {
-      return invalid("a group has slots, and all parts of the CSR form or none: one of them is null", error::none, error::none,
-                     index);
-    }
-  }
+  if (group.max_pages < 0) return invalid("a group's max_pages must not be negative", group.max_pages, 0, index);
   return {};
 }
 
@@ -195,9 +184,57 @@ class host_update {
 
 }  // namespace
 
+status table_delta::check() const noexcept {
+  if (num_rows < 0) return invalid("the delta's num_rows must not be negative", num_rows, 0);
+  if (num_changes < 0) return invalid("the delta's num_changes must not be negative", num_changes, 0);
+  if (num_runs < 0) return invalid("the delta's num_runs must not be negative", num_runs, 0);
+  if (num_blocks < 0) return invalid("the delta's num_blocks must not be negative", num_blocks, 0);
+  if (num_tokens < 0) return invalid("the delta's num_tokens must not be negative", num_tokens, 0);
+  if (num_rows > 0 && rows == nullptr) return invalid("the delta's rows are null: pass num_rows of them", num_rows);
+  if (num_changes > 0 && changes == nullptr) {
+    return invalid("the delta's changes are null: pass num_changes of them", num_changes);
+  }
+  if (num_runs > 0 && runs == nullptr) return invalid("the delta's runs are null: pass num_runs of them", num_runs);
+  if (num_blocks > 0 && blocks == nullptr) {
+    return invalid("the delta's blocks are null: pass num_blocks of them", num_blocks);
+  }
+  if (padded_rows < num_rows) return invalid("padded_rows must be at least num_rows", padded_rows, num_rows);
+  if (padded_tokens < num_tokens) return invalid("padded_tokens must be at least num_tokens", padded_tokens, num_tokens);
+  if (padding_length != 0 && padding_length != 1) return invalid("padding_length must be 0 or 1", padding_length, 1);
+  return {};
+}
+
+status mirrored_tables::check(const table_delta& delta) const noexcept {
+  if (status sound = delta.check(); !sound) return sound;
+  if (delta.padded_rows > max_rows) {
+    return invalid("padded_rows must not exceed the tables' max_rows: make them for larger batches", delta.padded_rows,
+                   max_rows);
+  }
+  if (delta.padded_tokens > max_tokens) {
+    return invalid("padded_tokens must not exceed the tables' max_tokens: make them for larger batches", delta.padded_tokens,
+                   max_tokens);
+  }
+  if (delta.padding_length == 1 && unused != null_block) {
+    return invalid("a padded row of length 1 reads the null block: let unused entries hold it", to_int(unused));
+  }
+  if (unused != no_block && (unused != null_block || !has_null_block)) {
+    return invalid("unused entries hold no_block, or the null block where there is one", to_int(unused));
+  }
+  if (num_blocks < 1) return invalid("the tables' num_blocks must be at least 1", num_blocks, 1);
+  if (max_sequences < 1) return invalid("the tables' max_sequences must be at least 1", max_sequences, 1);
+  if (max_length < 1) return invalid("the tables' max_length must be at least 1", max_length, 1);
+  if (entries == nullptr || rows == nullptr || lengths == nullptr || former_lengths == nullptr || query_starts == nullptr) {
+    return invalid("a part of the tables is null");
+  }
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    if (status sound = check_group(*this, groups[g], delta.padded_rows, static_cast<std::int64_t>(g)); !sound) return sound;
+  }
+  return {};
+}
+
 status update_tables(const kernel_context& context, const mirrored_tables& to, const table_delta& delta,
                      const diagnostics_ref& faults, cuda_stream stream) noexcept {
-  if (status sound = check(to, delta); !sound) return sound;
+  if (status sound = to.check(delta); !sound) return sound;
   if (to.memory == memory_kind::cuda) return cuda::update_tables(context, to, delta, faults, stream);
 
   const host_update update(to, delta, faults.report);

@@ -111,7 +111,7 @@ void need_every_header() {
   block_rings rings(4, "no memory for four rings");
   rings.leave(block);
   const prefix_index index({.num_blocks = 4, .block_size = 16, .key_span = 16});
-  (void)index.bytes_per_block();
+  (void)index.root(0);
   const lazy_array<std::int32_t> numbers(4, "no memory for four numbers");
   (void)numbers[0];
 }
