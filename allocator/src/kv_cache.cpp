@@ -52,10 +52,13 @@ std::int32_t key_span_of(const kv_cache_config& config) {
 
 constexpr const char* rows_do_not_fit = "the sequences' rows do not fit: lower max_sequences or max_tokens_per_sequence";
 
+/// At most what no memory holds.
 std::int64_t total_entries(const kv_cache_config& config) {
+  constexpr std::int64_t too_many = std::int64_t{1} << 56;
   std::int64_t entries = 0;
   for (const group_config& group : config.groups) {
-    entries += std::int64_t{config.max_sequences} * blocks_of(config.max_tokens_per_sequence, group.block_size);
+    const std::int64_t more = std::int64_t{config.max_sequences} * blocks_of(config.max_tokens_per_sequence, group.block_size);
+    entries = std::min(too_many, entries + std::min(too_many, more));
   }
   return entries;
 }

@@ -258,6 +258,13 @@ TEST(KvCache, RefusesConfigurationsByName) {
   refused("max_tokens_per_sequence must", [](kv_cache_config& c) { c.max_tokens_per_sequence = 0; });
   refused("max_tokens_per_sequence, rounded up", [](kv_cache_config& c) { c.max_tokens_per_sequence = INT32_MAX; });
   refused("watermark_blocks must", [](kv_cache_config& c) { c.watermark_blocks = -1; });
+  for (const int shift : {9, 10, 11, 12}) {  // 2^60 to 2^63 table entries
+    refused("the table changes do not fit", [&](kv_cache_config& c) {
+      c.groups.assign(std::size_t{1} << shift, {.block_size = 1});
+      c.max_sequences = 1 << 20;
+      c.max_tokens_per_sequence = INT32_MAX - 1;
+    });
+  }
 }
 
 // "got 0" says nothing without the name of what was 0.
