@@ -98,7 +98,7 @@ TEST(BlockPool, CountsReferences) {
 TEST(BlockPool, OnlyBlocksWithContentAreShared) {
   block_pool pool(4, true, true);
   EXPECT_EQ(take(pool, 2), (ids{1, 2}));
-  release(pool, {2}).value();  // held
+  release(pool, {2}).value();                       // held
   for (const int wrong : {-1, 0, 3, 4, 1 << 30}) {  // foreign, null, free, foreign
     const status answer = pool.share(block_id{wrong});
     ASSERT_FALSE(answer) << wrong;
