@@ -822,10 +822,11 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
     state.first_live = std::min(state.first_live, first_live(in, num_tokens));
   }
   counts_.live_tokens -= sequence.length - num_tokens;
-  if (num_tokens < sequence.length) {
+  if (num_tokens < sequence.length && num_tokens < num_keyed_tokens(sequence)) {
     // Of a span whose end is cut off, the key may have been for what is gone.
-    if (sequence.has_keys && num_tokens < num_keyed_tokens(sequence)) keys_of(row)[num_tokens / key_span_] = 0;
-    sequence.num_prompt_tokens = std::min(sequence.num_prompt_tokens, num_tokens);
+    const std::int32_t span = num_tokens / key_span_;
+    if (sequence.has_keys) keys_of(row)[span] = 0;
+    sequence.num_prompt_tokens = std::min(sequence.num_prompt_tokens, span * key_span_);
   }
   sequence.length = num_tokens;
   sequence.computed = std::min(sequence.computed, num_tokens);
@@ -855,12 +856,14 @@ status kv_cache::check_keys(std::uint32_t row, const sequence_tokens& content, s
   if (!index_ || !sequence.publishes) return {};
   const auto num_tokens = static_cast<std::int32_t>(content.tokens.size());
   const std::int32_t num_keyed = num_keyed_tokens(sequence);
-  const std::int32_t num_full = std::min(num_tokens, num_keyed) / key_span_;
-  // A span that was begun is looked at by who says at least as much of it.
-  for (std::int32_t k = 0; k < (num_tokens < num_keyed ? num_full : num_spans(num_keyed)); ++k) {
+  const std::int32_t num_both = std::min(num_tokens, num_keyed);
+  for (std::int32_t k = 0; k < num_spans(num_both); ++k) {
     const std::uint64_t now = content.extra_keys.empty() ? 0 : content.extra_keys[k];
     const std::uint64_t before = sequence.has_keys ? keys_[std::int64_t{row} * links_per_row_ + k] : 0;
-    if (now == before || (k == num_full && (now != 0 || before == 0))) continue;
+    if (now == before) continue;
+    // Of a span that one of them only began, who says more has a key where who says less has one.
+    const bool is_lost = num_tokens < num_keyed ? before == 0 : now == 0;
+    if (k == num_both / key_span_ && !is_lost) continue;
     return invalid(
         "an extra key is another than was said before of the same tokens: say the same keys in every call, or truncate "
         "the sequence first",

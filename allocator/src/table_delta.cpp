@@ -115,6 +115,9 @@ status table_delta_builder::check(const kv_cache& cache, std::span<const step_en
     return invalid("there must be as many entries as the plan has: pass the step's", num_rows,
                    static_cast<std::int64_t>(plan.lengths.size()));
   }
+  if (num_rows > tables_.max_sequences) {
+    return invalid("there are more entries than sequences of the tables: name each once", num_rows, tables_.max_sequences);
+  }
   if (padding.num_rows != 0 && padding.num_rows < num_rows) {
     return invalid("padding.num_rows must be 0, or at least the batch's rows", padding.num_rows, num_rows);
   }
@@ -155,19 +158,22 @@ status table_delta_builder::begin(const kv_cache& cache, std::span<const step_en
 result<table_delta> table_delta_builder::build(const kv_cache& cache, std::span<const step_entry> entries,
                                                const step_plan& plan, const batch_padding& padding) noexcept {
   if (status begun = begin(cache, entries, plan, padding); !begun) return begun.error();
+  const auto is_of_tables = [&](std::int32_t row) { return row >= 0 && row < tables_.max_sequences; };
+  status added;
   for (const std::int32_t row : plan.replaced_rows) {
-    if (status added = add_row(cache, row); !added) return added.error();
+    if (is_of_tables(row) && is_replaced_[row] != 0) continue;
+    added = add_row(cache, row);
+    if (!added) break;
+    if (is_of_tables(row)) is_replaced_[row] = 1;
   }
-  const auto mark = [&](std::uint8_t is_replaced) {
-    for (const std::int32_t row : plan.replaced_rows) {
-      if (row >= 0 && row < tables_.max_sequences) is_replaced_[row] = is_replaced;
-    }
-  };
-  mark(1);
-  const std::int32_t first_run = delta_.num_runs;
-  const status added = add_changes(plan.table_changes);
-  forget_named(first_run);
-  mark(0);
+  if (added) {
+    const std::int32_t first_run = delta_.num_runs;
+    added = add_changes(plan.table_changes);
+    forget_named(first_run);
+  }
+  for (const std::int32_t row : plan.replaced_rows) {
+    if (is_of_tables(row)) is_replaced_[row] = 0;
+  }
   if (!added) return added.error();
   return delta_.num_bytes() <= most_bytes_ ? delta_ : build_whole(cache, entries, plan, padding);
 }

@@ -281,9 +281,10 @@ class reference_cache {
     }
     const std::size_t links = static_cast<std::size_t>(num_tokens / key_span_);
     if (num_tokens < shortened.length && num_tokens < shortened.num_keyed) {
+      // Of the span that is cut, no more is known than that some of it is computed.
+      shortened.num_keyed = std::max(static_cast<int>(links) * key_span_, computed);
       shortened.keys.resize(links);
-      shortened.keys.resize(static_cast<std::size_t>(ceil_div(num_tokens, key_span_)), 0);
-      shortened.num_keyed = num_tokens;
+      shortened.keys.resize(static_cast<std::size_t>(ceil_div(shortened.num_keyed, key_span_)), 0);
     }
     shortened.length = num_tokens;
     shortened.computed = computed;
@@ -674,10 +675,14 @@ class reference_cache {
     if (!config_.prefix_sharing || !named.publishes) return false;
     const auto key = [&](std::int64_t k) { return said.extra_keys.empty() ? 0 : said.extra_keys[static_cast<std::size_t>(k)]; };
     for (std::int64_t k = 0; k < std::ssize(named.keys); ++k) {
+      const std::int64_t num_tokens = std::ssize(said.tokens);
+      if (k * key_span_ >= num_tokens) break;
       const std::uint64_t before = named.keys[static_cast<std::size_t>(k)];
-      const bool is_full = (k + 1) * key_span_ <= named.num_keyed;
-      if (is_full && (k + 1) * key_span_ <= std::ssize(said.tokens) && key(k) != before) return true;
-      if (!is_full && std::ssize(said.tokens) >= named.num_keyed && before != 0 && key(k) == 0) return true;
+      if ((k + 1) * key_span_ <= std::min(num_tokens, named.num_keyed)) {
+        if (key(k) != before) return true;
+      } else if (num_tokens >= named.num_keyed ? before != 0 && key(k) == 0 : before == 0 && key(k) != 0) {
+        return true;
+      }
     }
     return false;
   }

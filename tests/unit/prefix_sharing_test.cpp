@@ -433,7 +433,6 @@ TEST_P(prefix_sharing, WithoutPrefixSharingNothingIsFound) {
   EXPECT_EQ(cache.add({.tokens = prompt(9)}).value().num_cached_tokens, 0);
 }
 
-// An image's identity that is given to one call and not to the next would lead others to its KV.
 // An image ends inside a block; what is said once the block is full leaves it out.
 TEST_P(prefix_sharing, TheKeyOfASpanThatIsBegunIsNotLost) {
   kv_cache cache = make(twelve_blocks_of_four);
@@ -441,6 +440,11 @@ TEST_P(prefix_sharing, TheKeyOfASpanThatIsBegunIsNotLost) {
     const status answer = cache.commit(sequence, {.tokens = prompt(num_tokens), .extra_keys = extra});
     cache.validate().value();
     return !answer && answer.error().code == errc::invalid_argument && answer.error().value == 0 && answer.error().limit == 9;
+  };
+  const auto is_taken = [&](sequence_handle sequence, int num_tokens, const keys& extra) {
+    const status answer = cache.commit(sequence, {.tokens = prompt(num_tokens), .extra_keys = extra});
+    cache.validate().value();
+    return answer.has_value();
   };
   // Said by add().
   const sequence_handle a = cache.add({.tokens = prompt(10), .extra_keys = keys{7, 7, 9}}).value().sequence;
@@ -450,14 +454,14 @@ TEST_P(prefix_sharing, TheKeyOfASpanThatIsBegunIsNotLost) {
   EXPECT_TRUE(is_refused(a, 14, {7, 7, 0, 3}));
   const sequence_handle child = cache.fork(a).value();
   EXPECT_TRUE(is_refused(child, 12, {7, 7, 0}));
-  EXPECT_FALSE(is_refused(a, 9, {7, 7, 0})) << "the image may begin behind these";
-  EXPECT_FALSE(is_refused(a, 12, {7, 7, 8})) << "another image may follow in the same block";
+  EXPECT_TRUE(is_taken(a, 9, {7, 7, 0})) << "the image may begin behind these";
+  EXPECT_TRUE(is_taken(a, 12, {7, 7, 8})) << "another image may follow in the same block";
   EXPECT_EQ(found(cache, {.tokens = prompt(13), .extra_keys = keys{7, 7, 8, 0}}), 12);
   finish(cache, child);
 
   // Said by a commit; of a span that had no key before.
-  EXPECT_FALSE(is_refused(a, 13, {7, 7, 8, 0}));
-  EXPECT_FALSE(is_refused(a, 13, {7, 7, 8, 9}));
+  EXPECT_TRUE(is_taken(a, 13, {7, 7, 8, 0}));
+  EXPECT_TRUE(is_taken(a, 13, {7, 7, 8, 9}));
   EXPECT_TRUE(is_refused(a, 13, {7, 7, 8, 0}));
   EXPECT_TRUE(is_refused(a, 14, {7, 7, 8, 0}));
   // What is cut off may be what had it; what was not said is not.
@@ -469,7 +473,21 @@ TEST_P(prefix_sharing, TheKeyOfASpanThatIsBegunIsNotLost) {
   EXPECT_TRUE(is_refused(a, 16, {7, 7, 8, 0}));
   cache.truncate(a, 12).value();
   (void)cache.step({{a, 4}}).value();
-  EXPECT_FALSE(is_refused(a, 16, {7, 7, 8, 0}));
+  EXPECT_TRUE(is_taken(a, 16, {7, 7, 8, 0}));
+
+  // With none, and by less than add() said.
+  const sequence_handle c = cache.add({.tokens = prompt(12, 200)}).value().sequence;
+  (void)cache.step({{c, 12}}).value();
+  const text part = prompt(10, 200);
+  const status contradicts = cache.commit(c, {.tokens = part, .extra_keys = keys{0, 0, 7}});
+  ASSERT_FALSE(contradicts);
+  EXPECT_EQ(contradicts.error().value, 7);
+  cache.commit(c, {.tokens = part, .extra_keys = keys{0, 0, 0}}).value();
+
+  // What a cut leaves of a span is said anew.
+  cache.truncate(c, 7).value();
+  (void)cache.step({{c, 3}}).value();
+  cache.commit(c, {.tokens = prompt(9, 200), .extra_keys = keys{0, 7, 7}}).value();
 
   // Without any key later on.
   const sequence_handle b = cache.add({.tokens = prompt(2, 100), .extra_keys = keys{9}}).value().sequence;
@@ -481,6 +499,7 @@ TEST_P(prefix_sharing, TheKeyOfASpanThatIsBegunIsNotLost) {
   EXPECT_EQ(found(cache, {.tokens = said}), 0);
 }
 
+// An image's identity that is given to one call and not to the next would lead others to its KV.
 TEST_P(prefix_sharing, KeysThatContradictEarlierOnesAreRefused) {
   kv_cache cache = make(twelve_blocks_of_four);
   const auto refused = [&](sequence_handle sequence, int num_tokens, const keys& extra) {

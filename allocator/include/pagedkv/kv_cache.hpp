@@ -64,7 +64,8 @@ struct sequence_tokens {
   std::span<const std::int32_t> tokens;
   std::uint64_t name_space = 0;  ///< Sequences of different namespaces (tenant, adapter) share nothing.
   /// Empty, or one per key_span() tokens, the last one begun included: identities of images and the like; 0: none. Every call
-  /// that says a sequence's tokens says the same keys of them; while a span fills, it may get a key or another one.
+  /// that says a sequence's tokens says the same keys of them. While a span fills it may get a key, or another one, for what
+  /// comes; it does not lose its key.
   std::span<const std::uint64_t> extra_keys = {};
 };
 
@@ -226,10 +227,11 @@ class PAGEDKV_PUBLIC kv_cache {
   /// that a fork keeps is merged too: a cached block is then referenced again, and no block comes back for it.
   /// @return with nothing changed, and `index` saying which entry: stale_sequence; invalid_argument: a sequence repeated,
   ///         fewer tokens than were committed, more than the sequence holds, another namespace, extra_keys of the wrong
-  ///         length, or other keys than were said before (of key_span() tokens that were all there then; of fewer, none
-  ///         where there was one; while the sequence publishes), or tokens that contradict the last block committed, or a block
-  ///         that a fork of the sequence committed (looked at when the call fills another block, or adds no token: nothing is
-  ///         published behind tokens that differ). Contradictions of tokens are looked for last, group by group.
+  ///         length, or other keys than were said before (while the sequence publishes; of a span that one of the calls
+  ///         only begins, that it has a key with fewer tokens and none with more), or tokens that contradict the last block
+  ///         committed, or a block that a fork of the sequence committed (looked at when the call fills another block, or adds
+  ///         no token: nothing is published behind tokens that differ). Contradictions of tokens are looked for last, group by
+  ///         group.
   /// Cost: O(entries + blocks newly filled); of sequences with keys also O(their keys).
   status commit(std::span<const commit_entry> entries) noexcept;
   status commit(sequence_handle sequence, const sequence_tokens& content) noexcept {
@@ -242,7 +244,7 @@ class PAGEDKV_PUBLIC kv_cache {
   status commit(sequence_handle sequence, std::int32_t num_tokens) noexcept;
 
   /// Shortens a sequence to its first `num_tokens` tokens and releases the blocks behind them at low priority (speculative
-  /// rollback).
+  /// rollback). What was said of the tokens cut off is forgotten, and with them the key of the span that they end.
   /// stale_sequence; invalid_argument: negative, more than it holds, or so few that a window would need blocks that left it.
   /// Nothing changed then. Cost: O(blocks released).
   status truncate(sequence_handle sequence, std::int32_t num_tokens) noexcept;
