@@ -94,9 +94,9 @@ struct row_set {
   std::array<row_step, 3> steps;
 };
 
-/// Whether keys and values, each of which lie apart, share bytes: known of all their rows where both have the same strides, as
-/// in one tensor, in which a wrong stride leads from one to the other; else of the first rows.
-inline status check_apart(const row_set& keys, const row_set& values, const char* overlap) noexcept {
+/// Whether two sets of rows, each of which lie apart, share bytes: known of all rows where both have the same strides, as keys
+/// and values in one tensor, in which a wrong stride leads from one to the other; else of the first rows.
+inline status check_disjoint(const row_set& keys, const row_set& values, const char* overlap) noexcept {
   const auto distance =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(values.base) - reinterpret_cast<std::uintptr_t>(keys.base));
   std::int64_t reach = std::max(keys.row_bytes, values.row_bytes);
@@ -113,12 +113,30 @@ inline status check_apart(const row_set& keys, const row_set& values, const char
   return invalid(overlap, distance);
 }
 
-inline status check_planes_apart(const layer_ref& layer) noexcept {
+/// Of a layer that is written: whether keys, values and their scales lie apart.
+inline status check_planes_disjoint(const layer_ref& layer) noexcept {
   const auto rows_of = [&](const plane_ref& plane) {
     return row_set{plane.base, plane.row_bytes, steps_of(plane, layer.num_blocks, layer.block_size)};
   };
-  return check_apart(rows_of(layer.key), rows_of(layer.value),
-                     "keys and values of the layer overlap at that distance: strides are in bytes, not elements");
+  const row_set keys = rows_of(layer.key);
+  const row_set values = rows_of(layer.value);
+  if (status valid = check_disjoint(keys, values, "keys and values of the layer overlap: strides are in bytes, not elements");
+      !valid) {
+    return valid;
+  }
+  if (layer.key_scale.base == nullptr || layer.value_scale.base == nullptr) return {};
+  const row_set key_scales = rows_of(layer.key_scale);
+  const row_set value_scales = rows_of(layer.value_scale);
+  constexpr const char* own_planes = "scales of keys and values overlap: each has a plane of its own";
+  if (status valid = check_disjoint(key_scales, value_scales, own_planes); !valid) return valid;
+  for (const row_set* rows : {&keys, &values}) {
+    for (const row_set* scales : {&key_scales, &value_scales}) {
+      if (status valid = check_disjoint(*rows, *scales, "scales overlap the rows: they have planes of their own"); !valid) {
+        return valid;
+      }
+    }
+  }
+  return {};
 }
 
 /// Rows outside the cache, that are read for a plane (append). They may share bytes where a stride is 0: one row for many.
@@ -147,7 +165,8 @@ status check_targets(const Rows& key, const Rows& value, const layer_ref& layer,
   for (const row_set* rows : {&keys, &values}) {
     if (status valid = check_apart(rows->steps, rows->row_bytes); !valid) return valid;
   }
-  return check_apart(keys, values, "outputs of keys and values overlap at that distance: strides are in bytes, not elements");
+  return check_disjoint(keys, values,
+                        "outputs of keys and values overlap at that distance: strides are in bytes, not elements");
 }
 
 }  // namespace pagedkv

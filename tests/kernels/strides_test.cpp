@@ -271,6 +271,41 @@ TEST_P(strides_test, OutputsOfKeysAndValuesThatShareBytesAreRefused) {
   }
 }
 
+TEST_P(strides_test, ScalesThatShareBytesAreRefusedByAppend) {
+  const all_calls calls(where());
+  const tested_call& call = calls.each[3];
+  ASSERT_STREQ(call.name, "append, scales computed");
+  const layer_ref& right = call.layer;
+  struct wrong_scales {
+    std::int64_t key, value;  // bytes from where the keys' rows begin
+    const char* what;
+  };
+  for (const auto& [key, value, what] : {wrong_scales{2048, 2048, "scales of keys and values overlap"},
+                                         {2048, 2056, "scales of keys and values overlap"},
+                                         {2048, 2048 - 92, "scales of keys and values overlap"},
+                                         {0, 3072, "scales overlap the rows"},
+                                         {4, 3072, "scales overlap the rows"},
+                                         {2048, 1024, "scales overlap the rows"},
+                                         {1028, 3072, "scales overlap the rows"}}) {
+    SCOPED_TRACE(std::to_string(key) + ", " + std::to_string(value));
+    layer_ref layer = right;
+    layer.key_scale.base = layer.key.base + key;
+    layer.value_scale.base = layer.key.base + value;
+    const status answer = call.run(layer, call.rows, call.rows);
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().code, errc::invalid_argument);
+    EXPECT_EQ(answer.error().message().find(what), 0U) << answer.error().message();
+  }
+  calls.expect_untouched();
+  layer_ref side_by_side = right;  // [blocks, tokens, 2, heads, a scale]
+  for (plane_ref* plane : {&side_by_side.key_scale, &side_by_side.value_scale}) {
+    plane->token_stride *= 2;
+    plane->block_stride *= 2;
+  }
+  side_by_side.value_scale.base = side_by_side.key_scale.base + 8;
+  EXPECT_TRUE(call.run(side_by_side, call.rows, call.rows));
+}
+
 // What is looked at before the backend is chosen, so on the host alone.
 TEST(strides, WhetherKeysShareBytesWithValuesIsWhatEveryPairOfRowsSays) {
   std::vector<std::byte> pool(4096);

@@ -52,7 +52,8 @@ PAGEDKV_PUBLIC status append(const kernel_context& context, const layer_ref& cac
 /// @return as above, but a layer whose rows have scales is one for per_token_head; and invalid_argument, nothing written:
 ///         a type that `how` cannot have; an address or stride that is not a whole number of elements of `how.outside`; a null
 ///         scale, or with per_token_head one that is given; scale planes that are missing, of another size than `how.stored`
-///         needs, not on whole scales, with strides that overlap, or that there are although scales are given.
+///         needs, not on whole scales, with strides that overlap, that share bytes with each other or with rows (seen as of
+///         keys and values), or that there are although scales are given.
 /// Cost: as above, in groups of 16 bytes of the input where bases, strides and lengths allow it on both sides. Where scales are
 /// computed, rows of more than 128 such groups (1,024 elements of 16 bits; 128 elements where they are moved one by one) are
 /// read twice.
