@@ -96,6 +96,10 @@ status kv_cache::validate() const {
     const bool lives = (sequence.generation & 1U) != 0;
     live_sequences += lives;
     live_tokens += sequence.length;
+    if (sequence.length > config_.max_tokens_per_sequence) {
+      return broken("a sequence is longer than max_tokens_per_sequence", sequence.length, config_.max_tokens_per_sequence,
+                    index);
+    }
     if (sequence.computed < 0 || sequence.computed > sequence.length) {
       return broken("0 <= computed <= length does not hold", sequence.computed, sequence.length, index);
     }
@@ -121,6 +125,10 @@ status kv_cache::validate() const {
         return broken("more blocks are published than are computed", row.num_published,
                       in.table.logical_block(sequence.computed), index);
       }
+      if (sequence.publishes && row.num_published * std::int64_t{in.links_per_block} > sequence.num_links) {
+        return broken("a sequence's chain is shorter than what it published", sequence.num_links,
+                      row.num_published * std::int64_t{in.links_per_block}, index);
+      }
       const auto blocks = in.table.row(static_cast<std::int32_t>(i)).first(row.num_blocks);
       for (std::int32_t k = 0; k < row.num_blocks; ++k) {
         if (k >= in.sink_blocks && k < row.first_live) {
@@ -131,8 +139,7 @@ status kv_cache::validate() const {
           return broken("a table names a block that is not referenced", to_int(blocks[k]), k, index);
         ++entries[to_int(blocks[k])];
         const std::int32_t num_links = (k + 1) * in.links_per_block;
-        if (k < row.num_published && sequence.publishes && num_links <= sequence.num_links && index_->has_content(blocks[k]) &&
-            !index_->is_withdrawn(blocks[k]) &&
+        if (sequence.publishes && k < row.num_published && index_->has_content(blocks[k]) && !index_->is_withdrawn(blocks[k]) &&
             index_->identity(blocks[k]) != chains_[static_cast<std::int64_t>(i) * links_per_row_ + num_links - 1]) {
           return broken("a published block does not hold what its sequence's chain says", to_int(blocks[k]), k, index);
         }

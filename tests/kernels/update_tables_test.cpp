@@ -634,6 +634,11 @@ TEST_P(update_tables_test, MisuseIsRefusedAndNothingWritten) {
            {[](mirrored_tables& t) { t.max_sequences = 5; }, "must end within num_entries (entry 0: got 30, limit 24)"},
            {[](mirrored_tables& t) { t.max_sequences = INT32_MAX; }, "must end within num_entries (entry 0: got 12884901882"},
            {[](mirrored_tables& t) { t.num_entries = 23; }, "must end within num_entries (entry 0: got 24, limit 23)"},
+           {[](mirrored_tables& t) {
+              t.num_entries = INT32_MIN;
+              t.groups = {};
+            },
+            "num_entries must not be negative (got -2147483648"},
            {[](mirrored_tables& t) { t.num_blocks = 0; }, "num_blocks must be at least 1 (got 0"},
            {[](mirrored_tables& t) { t.num_blocks = -1; }, "num_blocks must be at least 1 (got -1"},
            {[](mirrored_tables& t) { t.num_blocks = INT32_MAX / 4 + 1; },

@@ -278,6 +278,35 @@ TEST_P(table_mirror_test, ADeltaOfAnotherCacheOrOfAnotherStepsEntriesIsRefused) 
   refused(small_cache(), 2, "there must be as many entries as the plan has: pass the step's (got 0, limit 2)");
 }
 
+TEST_P(table_mirror_test, APlanThatNamesASequenceTwiceIsRefusedAndARowTwiceIsSentOnce) {
+  kv_cache_config one = small_cache();
+  one.max_sequences = 1;
+  one.max_tokens_per_sequence = 4;
+  kv_cache cache(one);
+  const sequence_handle sequence = cache.add().value();
+  step_plan plan = cache.step({{sequence, 2}}).value();
+  table_delta_builder builder(tables_of(one));
+  const std::vector<step_entry> twice{{sequence, 1}, {sequence, 1}};
+  const std::vector<std::int32_t> lengths{1, 2};
+  const std::vector<std::int32_t> query_starts{0, 1, 2};
+  step_plan of_two = plan;
+  of_two.lengths = lengths;
+  of_two.query_starts = query_starts;
+  for (const auto& answer : {builder.build(cache, twice, of_two), builder.build_whole(cache, twice, of_two)}) {
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().value, 2);
+    EXPECT_EQ(answer.error().limit, 1);
+  }
+  const std::vector<std::int32_t> replaced(50, 0);
+  plan.replaced_rows = replaced;
+  for (int i = 0; i < 2; ++i) {  // no mark is left
+    const table_delta delta = builder.build(cache, std::vector<step_entry>{{sequence, 2}}, plan).value();
+    EXPECT_EQ(delta.num_runs, 1);
+    EXPECT_EQ(delta.num_blocks, 1);
+    EXPECT_EQ(delta.num_changes, 0);
+  }
+}
+
 TEST_P(table_mirror_test, TokensAndRowsArePaddedEachForItself) {
   // More tokens than rows, so that neither count can stand for the other.
   table_mirror_config config = mirror_of(small_cache(), 20);

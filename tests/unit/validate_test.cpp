@@ -268,6 +268,10 @@ TEST(validate, SeesASequenceWhoseCountsAreWrong) {
       {
           {"0 <= computed <= length", [](kv_cache& cache) { at::sequence(cache, a).computed = 8; }, 8},
           {"0 <= computed <= length", [](kv_cache& cache) { at::sequence(cache, a).computed = -1; }, -1},
+          {"a sequence is longer than max_tokens_per_sequence",
+           [](kv_cache& cache) { at::sequence(cache, a).length = INT32_MAX; }, INT32_MAX},
+          {"a sequence's chain is shorter", [](kv_cache& cache) { at::sequence(cache, a).num_links = 0; }, 0},
+          {"a sequence's chain is shorter", [](kv_cache& cache) { at::sequence(cache, b).num_links = 3; }, 3},
           {"a sequence's chain is longer", [](kv_cache& cache) { at::sequence(cache, a).num_links = 4; }, 4},
           {"a released sequence keeps blocks", [](kv_cache& cache) { at::row(cache, gone).num_blocks = 1; }, 1},
           {"a released sequence keeps blocks", [](kv_cache& cache) { at::sequence(cache, b).generation = 2; }, 3},

@@ -64,8 +64,8 @@ class PAGEDKV_PUBLIC table_delta_builder {
   /// @param entries  the step's.
   /// @return borrowed until the next call; or invalid_argument (`index`: which entry, row or change): a cache whose groups are
   ///         not these tables', entries that are not the plan's or more than max_sequences, a sequence whose row is past
-  ///         max_sequences or which is longer than max_tokens_per_sequence, a change whose group, row or column the tables do not
-  ///         have, fewer padded rows or tokens than there are, a padding length other than 0 and 1.
+  ///         max_sequences or which is longer than max_tokens_per_sequence, a change whose group, row or column the tables do
+  ///         not have, fewer padded rows or tokens than there are, a padding length other than 0 and 1.
   /// Cost: O(entries + changes + entries of replaced rows); nothing for the rest of the context. No heap use.
   [[nodiscard]] result<table_delta> build(const kv_cache& cache, std::span<const step_entry> entries, const step_plan& plan,
                                           const batch_padding& padding = {}) noexcept;

@@ -132,7 +132,8 @@ struct PAGEDKV_PUBLIC mirrored_tables {
 /// (index: of the change or run; value: the entry), a block past the pool becomes an unused entry (value: the block), a batch
 /// row whose row, length or query start cannot be is refused (index: the batch row; value: the one that cannot be); a token
 /// before its sequence's first, where a row has more tokens than length, gets padding_slot (index: the token; value: the
-/// position); pages past max_pages are left out (index: the batch row; value: the page's place).
+/// position); pages past max_pages are left out (index: the batch row; value: the page's place). A batch of 2^31 pages or more
+/// cannot be said in CSR: that it is none is for the caller to see to, as a table_mirror does.
 ///
 /// A refused row becomes padding, and its tokens get padding_slot; the other rows keep theirs. Query starts ascend from 0 to
 /// num_tokens whatever was given: a refused row keeps its query start, or where just that cannot be, takes the one before it,

@@ -220,6 +220,7 @@ status mirrored_tables::check(const table_delta& delta) const noexcept {
   if (unused != no_block && (unused != null_block || !has_null_block)) {
     return invalid("unused entries hold no_block, or the null block where there is one", to_int(unused));
   }
+  if (num_entries < 0) return invalid("the tables' num_entries must not be negative", num_entries, 0);
   if (num_blocks < 1) return invalid("the tables' num_blocks must be at least 1", num_blocks, 1);
   if (max_sequences < 1) return invalid("the tables' max_sequences must be at least 1", max_sequences, 1);
   if (max_length < 1) return invalid("the tables' max_length must be at least 1", max_length, 1);
