@@ -184,7 +184,8 @@ kv_cache::kv_cache(const kv_cache_config& config)
   }
   if (config.require_longest_fits) {
     require(can_ever_fit(config.max_tokens_per_sequence, 1),
-            "the pool cannot hold one sequence of max_tokens_per_sequence: lower that, or give it as many blocks as it needs",
+            "the pool cannot hold one sequence of max_tokens_per_sequence: lower that, or give it so many blocks besides the "
+            "null block",
             blocks_from_nothing(config.max_tokens_per_sequence, 1), pool_.usable_blocks());
   }
 }
@@ -582,7 +583,8 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
     sequence.last_named = this_call;
     const auto given = static_cast<std::int64_t>(content.tokens.size());
     if (given < sequence.computed) {
-      return invalid("fewer tokens than were committed: truncate the sequence first", given, sequence.computed, index);
+      return invalid("fewer tokens than were committed: say all from the sequence's first one on, or truncate it first", given,
+                     sequence.computed, index);
     }
     if (given > sequence.length)
       return invalid("more tokens than the sequence holds: step it first", given, sequence.length, index);
@@ -699,7 +701,8 @@ status kv_cache::commit(sequence_handle handle, std::int32_t num_tokens) noexcep
   if (!is_live(handle)) return stale();
   sequence_state& sequence = sequences_[handle.index];
   if (num_tokens < sequence.computed)
-    return invalid("fewer tokens than were committed: truncate the sequence first", num_tokens, sequence.computed);
+    return invalid("fewer tokens than were committed: say all from the sequence's first one on, or truncate it first",
+                   num_tokens, sequence.computed);
   if (num_tokens > sequence.length)
     return invalid("more tokens than the sequence holds: step it first", num_tokens, sequence.length);
   sequence.publishes = sequence.publishes && num_tokens == sequence.computed;
@@ -799,8 +802,8 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
     const std::int32_t gone = in.rows[handle.index].first_live;
     const std::int32_t first_needed = std::max(first_live(in, num_tokens), in.sink_blocks);
     if (gone > first_needed && in.table.blocks_for(num_tokens) > first_needed) {
-      return invalid("num_tokens leaves a window whose blocks are gone: keep at least the limit, or none", num_tokens,
-                     std::int64_t{gone} * in.config.block_size + in.config.window - 1);
+      return invalid("num_tokens leaves a window whose blocks are gone: keep at least the limit, or at most sink_tokens",
+                     num_tokens, std::int64_t{gone} * in.config.block_size + in.config.window - 1);
     }
   }
   const auto row = static_cast<std::int32_t>(handle.index);
@@ -865,8 +868,10 @@ status kv_cache::check_keys(std::uint32_t row, const sequence_tokens& content, s
     const bool is_lost = num_tokens < num_keyed ? before == 0 : now == 0;
     if (k == num_both / key_span_ && !is_lost) continue;
     return invalid(
-        "an extra key is another than was said before of the same tokens: say the same keys in every call, or truncate "
-        "the sequence first",
+        content.extra_keys.empty()
+            ? "extra_keys are left out of tokens that had one: say the same keys in every call, or truncate the sequence first"
+            : "an extra key is another than was said before of the same tokens: say the same keys in every call, or truncate "
+              "the sequence first",
         static_cast<std::int64_t>(now), static_cast<std::int64_t>(before), index);
   }
   return {};
@@ -1287,8 +1292,10 @@ admission kv_cache::admit(std::int64_t needed, std::int64_t held_hits) const noe
                   .limit = pool_.available_blocks(),
                   .held = pool_.held_blocks()};
   }
-  // The watermark counts as 0 once no sequence lives.
-  answer.blocks_to_release = std::clamp<std::int64_t>(answer.missing_blocks - answer.held_blocks, 0, pool_.referenced_blocks());
+  // The watermark counts as 0 once no sequence lives, so that they need not give up more than they have; they must end all the
+  // same where they have nothing.
+  const std::int64_t most = std::max(1, pool_.referenced_blocks());
+  answer.blocks_to_release = std::clamp<std::int64_t>(answer.missing_blocks - answer.held_blocks, 0, most);
   return answer;
 }
 

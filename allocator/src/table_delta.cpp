@@ -135,6 +135,10 @@ status table_delta_builder::begin(const kv_cache& cache, std::span<const step_en
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const batch_row row{static_cast<std::int32_t>(entries[i].sequence.index), plan.lengths[i], plan.query_starts[i]};
     if (row.row < 0 || row.row >= tables_.max_sequences) return past_rows(row.row, tables_, static_cast<std::int64_t>(i));
+    if (plan.query_starts[i + 1] - row.query_start != entries[i].num_tokens) {
+      return invalid("an entry has other tokens than the plan says: pass the step's entries, in their order",
+                     entries[i].num_tokens, plan.query_starts[i + 1] - row.query_start, static_cast<std::int64_t>(i));
+    }
     if (row.length > tables_.max_tokens_per_sequence) {
       return invalid("a sequence is longer than a row of the tables: make them for more tokens", row.length,
                      tables_.max_tokens_per_sequence, static_cast<std::int64_t>(i));

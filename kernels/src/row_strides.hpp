@@ -120,7 +120,8 @@ inline status check_planes_disjoint(const layer_ref& layer) noexcept {
   };
   const row_set keys = rows_of(layer.key);
   const row_set values = rows_of(layer.value);
-  if (status valid = check_disjoint(keys, values, "keys and values of the layer overlap: strides are in bytes, not elements");
+  if (status valid = check_disjoint(
+          keys, values, "keys and values of the layer overlap: give each its own bytes, with strides in bytes, not elements");
       !valid) {
     return valid;
   }
@@ -165,8 +166,9 @@ status check_targets(const Rows& key, const Rows& value, const layer_ref& layer,
   for (const row_set* rows : {&keys, &values}) {
     if (status valid = check_apart(rows->steps, rows->row_bytes); !valid) return valid;
   }
-  return check_disjoint(keys, values,
-                        "outputs of keys and values overlap at that distance: strides are in bytes, not elements");
+  return check_disjoint(
+      keys, values,
+      "outputs of keys and values overlap at that distance: give each its own, with strides in bytes, not elements");
 }
 
 }  // namespace pagedkv

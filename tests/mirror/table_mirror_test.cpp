@@ -276,6 +276,15 @@ TEST_P(table_mirror_test, ADeltaOfAnotherCacheOrOfAnotherStepsEntriesIsRefused) 
   refused(with_larger, 0, "the cache's group has another block_size than its tables (entry 0: got 8, limit 4)");
   refused(small_cache(), 1, "there must be as many entries as the plan has: pass the step's (got 1, limit 2)");
   refused(small_cache(), 2, "there must be as many entries as the plan has: pass the step's (got 0, limit 2)");
+
+  kv_cache cache(small_cache());
+  std::vector<step_entry> entries{{cache.add().value(), 3}, {cache.add().value(), 2}};
+  const step_plan plan = cache.step(entries).value();
+  std::swap(entries[0], entries[1]);  // the batch was sorted
+  const result<table_delta> sorted = builder.build(cache, entries, plan);
+  ASSERT_FALSE(sorted);
+  EXPECT_EQ(sorted.error().message(),
+            "an entry has other tokens than the plan says: pass the step's entries, in their order (entry 0: got 2, limit 3)");
 }
 
 TEST_P(table_mirror_test, APlanThatNamesASequenceTwiceIsRefusedAndARowTwiceIsSentOnce) {

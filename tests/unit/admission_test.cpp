@@ -293,6 +293,19 @@ TEST_P(admission, WhatFormerQuestionsMarkedIsNotInvalidatedWhenMarksWrap) {
   EXPECT_EQ(cache.table(a).value().size(), 2U);
 }
 
+TEST_P(admission, WhoWaitsForSequencesThatHoldNothingIsToldToEndOne) {
+  kv_cache_config config = with_usable_blocks(8);
+  config.watermark_blocks = 2;
+  kv_cache cache(config);
+  const sequence_handle empty = cache.add().value();
+  const pagedkv::admission waits = cache.when_fits(32);
+  EXPECT_EQ(waits.when, pagedkv::admission::time::after_release);
+  EXPECT_EQ(waits.missing_blocks, 2) << "the watermark";
+  EXPECT_EQ(waits.blocks_to_release, 1) << "of none that are held: until no sequence lives";
+  cache.release(empty).value();
+  EXPECT_EQ(cache.when_fits(32).when, pagedkv::admission::time::now);
+}
+
 /// As many as how_many_fit() says do fit, and the next does not.
 void expect_fit(kv_cache& cache, const std::vector<text>& prompts, int expected) {
   std::vector<sequence_tokens> requests;

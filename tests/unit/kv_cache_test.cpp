@@ -297,8 +297,9 @@ TEST(KvCache, RefusalsNameWhatWasWrongAndWhatToDo) {
   EXPECT_EQ(message_of(cache.commit(a, {.tokens = others, .name_space = 5})),
             "the tokens contradict what was committed of these blocks: truncate the sequence first (entry 0)");
   EXPECT_EQ(message_of(cache.truncate(a, -1)), "num_tokens must be from 0 to what the sequence holds (got -1, limit 12)");
-  EXPECT_EQ(message_of(cache.truncate(a, 8)),
-            "num_tokens leaves a window whose blocks are gone: keep at least the limit, or none (got 8, limit 11)");
+  EXPECT_EQ(
+      message_of(cache.truncate(a, 8)),
+      "num_tokens leaves a window whose blocks are gone: keep at least the limit, or at most sink_tokens (got 8, limit 11)");
   EXPECT_EQ(message_of(cache.blocks_to_completion(a, 11)),
             "num_tokens must be at least what the sequence holds (got 11, limit 12)");
   EXPECT_EQ(message_of(cache.blocks_to_completion(a, 12, 0)), "in_flight must be at least 1 (got 0, limit 1)");

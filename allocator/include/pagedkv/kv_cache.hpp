@@ -142,10 +142,12 @@ struct admission {
     never,          ///< It does not fit an empty cache, or add() would refuse it: refuse it too.
   };
   time when = time::now;
-  std::int64_t missing_blocks = 0;     ///< How many more must be available, the watermark included.
-  std::int64_t held_blocks = 0;        ///< How many retire() makes available, those that the request would share left out.
-  std::int64_t blocks_to_release = 0;  ///< How many of the missing ones sequences must give up: what held ones leave.
-  error why = {};                      ///< Unless now: what is short or wrong, by how much, and the remedy.
+  std::int64_t missing_blocks = 0;  ///< How many more must be available, the watermark included.
+  std::int64_t held_blocks = 0;     ///< How many retire() makes available, those that the request would share left out.
+  /// How many of the missing ones sequences must give up, what held ones leave: until they have, or none lives. 0 where all
+  /// that is missing is a sequence's place, as `why` says.
+  std::int64_t blocks_to_release = 0;
+  error why = {};  ///< Unless now: what is short or wrong, by how much, and the remedy.
 };
 
 /// Counts of one cache, taken at one moment.
@@ -279,7 +281,8 @@ class PAGEDKV_PUBLIC kv_cache {
   /// block. Not reached is what was computed from a block that has been reused since, or that left the window of a sequence
   /// that publishes nothing. What was cached behind the content stays in its place, unreachable, until it is evicted.
   /// @param blocks  host: any blocks of the pool, published or not, referenced or not.
-  /// @return the sequences tainted by these blocks, each once; borrowed until the next call. invalid_block: `index` is null or
+  /// @return the sequences tainted by these blocks, each once; borrowed until the next such call. invalid_block: `index` is
+  /// null or
   ///         foreign; nothing changed.
   /// Cost: O(blocks + table entries of the live sequences), and one look-up for each key_span() tokens that they published;
   /// later look-ups and commits one probe of a small table per key_span() tokens; nothing in step(). Some 65,536

@@ -61,7 +61,7 @@ class PAGEDKV_PUBLIC table_delta_builder {
   /// mirror of the same tables that has had the deltas of all steps before.
   ///
   /// @param cache    the step's, not changed since: rows that were replaced are read from it.
-  /// @param entries  the step's.
+  /// @param entries  the step's, in its order: others are seen by their number and their tokens, not by their sequences.
   /// @return borrowed until the next call; or invalid_argument (`index`: which entry, row or change): a cache whose groups are
   ///         not these tables', entries that are not the plan's or more than max_sequences, a sequence whose row is past
   ///         max_sequences or which is longer than max_tokens_per_sequence, a change whose group, row or column the tables do
