@@ -526,7 +526,7 @@ class reference_cache {
                                       : after_release,
             .missing_blocks = missing,
             .held_blocks = held,
-            .blocks_to_release = std::clamp<std::int64_t>(missing - held, 0, referenced)};
+            .blocks_to_release = std::clamp<std::int64_t>(missing - held, 0, std::max<std::int64_t>(1, referenced))};
   }
 
   // ---- what is there
