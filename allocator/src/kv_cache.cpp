@@ -169,6 +169,7 @@ kv_cache::kv_cache(const kv_cache_config& config)
                                                                 .max_superseded = most_superseded(config),
                                                                 .seed = config.hash_seed});
   }
+  if (config.prefix_sharing) begun_keys_.resize(config.max_sequences);
   tainted_.reserve(config.max_sequences);
   first_bad_tokens_.resize(config.max_sequences);
   planned_.reserve(config.max_sequences * config.groups.size());
@@ -265,7 +266,11 @@ result<sequence_handle> kv_cache::fork(sequence_handle parent) noexcept {
   const auto parent_row = static_cast<std::int32_t>(parent.index);
   const auto child_row = static_cast<std::int32_t>(added->index);
   if (index_) std::copy_n(chain_of(parent_row), original.num_links, chain_of(child_row));
-  if (original.has_keys) std::copy_n(keys_of(parent_row), num_spans(num_keyed_tokens(original)), keys_of(child_row));
+  if (original.has_keys) {
+    std::copy_n(keys_of(parent_row), num_spans(num_keyed_tokens(original)), keys_of(child_row));
+    begun_keys_[added->index] = begun_keys_[parent.index];
+  }
+  forget_keys(added->index, original.length);
   for (group& in : groups_) {
     row_state& from = in.rows[parent.index];
     from.tail_is_private = false;
@@ -597,13 +602,25 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
                      static_cast<std::int64_t>(content.name_space), static_cast<std::int64_t>(sequence.name_space), index);
     }
   }
+  // Who fills a block in one group is looked at in all.
+  for (std::size_t g = 0; index_ && groups_.size() > 1 && g < groups_.size(); ++g) {
+    const row_state* const rows = groups_[g].rows.data();
+    for (const auto& [handle, content] : entries) {
+      sequence_state& sequence = sequences[handle.index];
+      sequence.fills_blocks =
+          (g > 0 && sequence.fills_blocks) || looks_at_blocks(groups_[g], rows[handle.index], sequence, content);
+    }
+  }
   // Most entries of a decode step fill no block. What the others touch is cold: it is fetched for all before it is used.
   for (std::size_t g = 0; index_ && g < groups_.size(); ++g) {
     const group& in = groups_[g];
     const row_state* const rows = in.rows.data();
     for (std::size_t i = 0; i < entries.size(); ++i) {
       const std::uint32_t row = entries[i].sequence.index;
-      if (!looks_at_blocks(in, rows[row], sequences[row], entries[i].content)) continue;
+      if (!(groups_.size() == 1 ? looks_at_blocks(in, rows[row], sequences[row], entries[i].content)
+                                : sequences[row].fills_blocks)) {
+        continue;
+      }
       __builtin_prefetch(in.table.row(static_cast<std::int32_t>(row)).data() + rows[row].num_published);
       __builtin_prefetch(chain_of(static_cast<std::int32_t>(row)) + std::max(0, sequences[row].num_links - 1), 1);
       looked_at_.push_back({static_cast<std::int32_t>(g), static_cast<std::int32_t>(i)});
@@ -825,12 +842,7 @@ status kv_cache::truncate(sequence_handle handle, std::int32_t num_tokens) noexc
     state.first_live = std::min(state.first_live, first_live(in, num_tokens));
   }
   counts_.live_tokens -= sequence.length - num_tokens;
-  if (num_tokens < sequence.length && num_tokens < num_keyed_tokens(sequence)) {
-    // Of a span whose end is cut off, the key may have been for what is gone.
-    const std::int32_t span = num_tokens / key_span_;
-    if (sequence.has_keys) keys_of(row)[span] = 0;
-    sequence.num_prompt_tokens = std::min(sequence.num_prompt_tokens, span * key_span_);
-  }
+  forget_keys(handle.index, num_tokens);
   sequence.length = num_tokens;
   sequence.computed = std::min(sequence.computed, num_tokens);
   sequence.num_links = std::min(sequence.num_links, num_tokens / key_span_);
@@ -883,6 +895,7 @@ void kv_cache::remember_keys(std::uint32_t row, const sequence_tokens& content) 
   if (!index_) return;
   const std::span<const std::uint64_t> keys = content.extra_keys;
   const std::int32_t num_keyed = num_keyed_tokens(sequence);
+  begun_keys_[row] = keys.empty() ? 0 : keys.back();
   if (std::ssize(content.tokens) < num_keyed) return;
   std::uint64_t* const said = keys_of(static_cast<std::int32_t>(row));
   if (!sequence.has_keys) {
@@ -892,6 +905,19 @@ void kv_cache::remember_keys(std::uint32_t row, const sequence_tokens& content) 
   }
   for (std::int32_t k = num_keyed / key_span_; k < num_spans(std::ssize(content.tokens)); ++k)
     said[k] = keys.empty() ? 0 : keys[k];
+}
+
+/// Nothing is said any more of tokens behind the first `num_tokens`. The key of the span that is cut there may have been for
+/// what is gone; known is one that was said of what is left.
+void kv_cache::forget_keys(std::uint32_t row, std::int32_t num_tokens) noexcept {
+  sequence_state& sequence = sequences_[row];
+  if (num_tokens >= num_keyed_tokens(sequence)) return;
+  const std::int32_t span = num_tokens / key_span_;
+  if (sequence.has_keys) {
+    const bool is_said = sequence.computed <= num_tokens && sequence.computed > span * key_span_;
+    keys_of(static_cast<std::int32_t>(row))[span] = is_said ? begun_keys_[row] : 0;
+  }
+  sequence.num_prompt_tokens = std::min(sequence.num_prompt_tokens, span * key_span_);
 }
 
 /// The first block that the token behind `computed` ones sees, sinks aside.

@@ -115,7 +115,7 @@ class content_oracle {
   }
 
   void truncate(sequence& of, int num_tokens) {
-    if (num_tokens < of.length) of.said = std::min(of.said, num_tokens);
+    of.said = std::min(of.said, num_tokens);
     of.length = num_tokens;
     of.computed = std::min(of.computed, num_tokens);
     if (num_tokens <= of.tainted_from) of.tainted_from = never;

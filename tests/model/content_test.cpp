@@ -264,6 +264,7 @@ class driver {
     note(" = " + show(*forked));
     sequence& child = oracle_.fork(parent, *forked);
     tainted_forks_ += child.tainted_from != content_oracle::never;
+    child.said = std::min(child.said, child.length);
     change_rest(child, 2);
     oracle_.check_all();
   }

@@ -127,7 +127,8 @@ class reference_cache {
     return check_add();
   }
   void fork(sequence_handle parent, sequence_handle child) {
-    const sequence& copied = sequences_[name_of(child)] = sequences_.at(name_of(parent));
+    sequence& copied = sequences_[name_of(child)] = sequences_.at(name_of(parent));
+    forget_keys(copied, copied.length);
     replaced_rows_.insert(static_cast<int>(child.index));
     for (const std::vector<int>& table : copied.tables) {
       for (const int id : table) {
@@ -280,12 +281,7 @@ class reference_cache {
       }
     }
     const std::size_t links = static_cast<std::size_t>(num_tokens / key_span_);
-    if (num_tokens < shortened.length && num_tokens < shortened.num_keyed) {
-      // Of the span that is cut, no more is known than that some of it is computed.
-      shortened.num_keyed = std::max(static_cast<int>(links) * key_span_, computed);
-      shortened.keys.resize(links);
-      shortened.keys.resize(static_cast<std::size_t>(ceil_div(shortened.num_keyed, key_span_)), 0);
-    }
+    forget_keys(shortened, num_tokens);
     shortened.length = num_tokens;
     shortened.computed = computed;
     shortened.history.resize(std::min(shortened.history.size(), 1 + links * link_size()));
@@ -635,6 +631,7 @@ class reference_cache {
     std::vector<bool> rewrites_tail;       // [groups]: its last block held tokens that truncate() cut off
     std::int64_t num_keyed = 0;            // tokens of which some call said the keys
     std::vector<std::uint64_t> keys;       // of each key_span of these, and of the one begun
+    std::uint64_t begun_key = 0;           // what the last commit said of the key_span in which it ended
     content history;                       // of what it published or found, without a group
     std::optional<int> tainted_from;
   };
@@ -686,7 +683,17 @@ class reference_cache {
     }
     return false;
   }
+  /// Of tokens behind these nothing is known any more; of the span that is cut, what a commit said of its beginning.
+  void forget_keys(sequence& named, int num_tokens) const {
+    if (num_tokens >= named.num_keyed) return;
+    const int first = num_tokens / key_span_ * key_span_;
+    const std::uint64_t begun = named.computed <= num_tokens ? named.begun_key : 0;
+    named.num_keyed = std::max(first, std::min(named.computed, num_tokens));
+    named.keys.resize(static_cast<std::size_t>(first / key_span_));
+    if (named.num_keyed > first) named.keys.push_back(begun);
+  }
   void hear_keys(sequence& named, const sequence_tokens& said) const {
+    named.begun_key = said.extra_keys.empty() ? 0 : said.extra_keys.back();
     if (std::ssize(said.tokens) < named.num_keyed) return;
     named.keys.resize(static_cast<std::size_t>(named.num_keyed / key_span_));
     named.num_keyed = std::ssize(said.tokens);
@@ -1005,7 +1012,11 @@ class reference_cache {
   bool contradicts(const sequence& committed, int g, const sequence_tokens& said) const {
     const int size = config_.groups[g].block_size;
     const int full = static_cast<int>(said.tokens.size()) / size;
-    if (full == committed.published[g] && static_cast<int>(said.tokens.size()) > committed.computed) return false;
+    bool fills = static_cast<int>(said.tokens.size()) == committed.computed;
+    for (int other = 0; other < num_groups(); ++other) {
+      fills = fills || static_cast<int>(said.tokens.size()) / config_.groups[other].block_size != committed.published[other];
+    }
+    if (!fills) return false;
     const int last = committed.published[g] - 1;
     if (last >= 0 && committed.tables[g][last] != null_entry) {
       const content& holds = blocks_[committed.tables[g][last]].holds;

@@ -499,6 +499,63 @@ TEST_P(prefix_sharing, TheKeyOfASpanThatIsBegunIsNotLost) {
   EXPECT_EQ(found(cache, {.tokens = said}), 0);
 }
 
+// A chunk failed, and the prompt said more of the span than is computed.
+TEST_P(prefix_sharing, ACutBehindWhatIsComputedKeepsItsKey) {
+  kv_cache cache = make(twelve_blocks_of_four);
+  const sequence_handle a = cache.add({.tokens = prompt(8), .extra_keys = keys{0, 7}}).value().sequence;
+  (void)cache.step({{a, 6}}).value();
+  commit(cache, a, {.tokens = prompt(6), .extra_keys = keys{0, 7}});
+  (void)cache.step({{a, 2}}).value();
+  cache.truncate(a, 6).value();
+  (void)cache.step({{a, 2}}).value();
+  EXPECT_FALSE(cache.commit(a, {.tokens = prompt(8)}));
+  EXPECT_EQ(found(cache, {.tokens = prompt(9)}), 4);
+  commit(cache, a, {.tokens = prompt(8), .extra_keys = keys{0, 7}});
+  // With none in the part that is computed, the rest may be said without.
+  const sequence_handle b = cache.add({.tokens = other(8), .extra_keys = keys{0, 7}}).value().sequence;
+  (void)cache.step({{b, 5}}).value();
+  commit(cache, b, {.tokens = other(5), .extra_keys = keys{0, 0}});
+  (void)cache.step({{b, 3}}).value();
+  cache.truncate(b, 5).value();
+  (void)cache.step({{b, 3}}).value();
+  commit(cache, b, {.tokens = other(8)});
+}
+
+TEST_P(prefix_sharing, AForkInsideAPromptSaysWhatComesByItself) {
+  kv_cache cache = make(twelve_blocks_of_four);
+  const sequence_handle a = cache.add({.tokens = prompt(8), .extra_keys = keys{0, 7}}).value().sequence;
+  (void)cache.step({{a, 4}}).value();
+  commit(cache, a, {.tokens = prompt(4), .extra_keys = keys{0}});
+  const sequence_handle b = cache.fork(a).value();
+  const sequence_handle c = cache.fork(a).value();
+  (void)cache.step({{a, 4}, {b, 4}, {c, 4}}).value();
+  commit(cache, b, {.tokens = prompt(8)});
+  commit(cache, c, {.tokens = prompt(8), .extra_keys = keys{0, 9}});
+  EXPECT_FALSE(cache.commit(a, {.tokens = prompt(8)})) << "the prompt itself is what it was";
+  // What was said of tokens to come is forgotten by a cut behind all that there are.
+  const sequence_handle d = cache.add({.tokens = other(8), .extra_keys = keys{0, 7}}).value().sequence;
+  (void)cache.step({{d, 4}}).value();
+  cache.truncate(d, 4).value();
+  (void)cache.step({{d, 4}}).value();
+  commit(cache, d, {.tokens = other(8)});
+}
+
+// One group's block fills, and what was said of another's is contradicted.
+TEST_P(prefix_sharing, TokensAreHeldAgainstTheLastBlockOfEveryGroup) {
+  for (const std::vector<group_config>& groups :
+       {std::vector<group_config>{{.block_size = 4}, {.block_size = 6}}, {{.block_size = 6}, {.block_size = 4}}}) {
+    kv_cache_config config = twelve_blocks_of_four;
+    config.groups = groups;
+    kv_cache cache = make(config);
+    const sequence_handle a = grown(cache, 8);
+    commit(cache, a, {.tokens = prompt(6)});
+    text lie = prompt(8);
+    lie[4] = lie[5] = 99;
+    EXPECT_FALSE(cache.commit(a, {.tokens = lie}));
+    commit(cache, a, {.tokens = prompt(8)});
+  }
+}
+
 // An image's identity that is given to one call and not to the next would lead others to its KV.
 TEST_P(prefix_sharing, KeysThatContradictEarlierOnesAreRefused) {
   kv_cache cache = make(twelve_blocks_of_four);

@@ -139,7 +139,7 @@ struct admission {
     now,            ///< It fits.
     after_retire,   ///< It fits once what is held is retired: at the latest by retire(begin_step()) with an idle device.
     after_release,  ///< Sequences must end, or be preempted, first; what they held may have to be retired then.
-    never,          ///< It does not fit an empty cache, or add() would refuse it: refuse it too.
+    never,          ///< It does not fit an empty cache, as can_ever_fit() counts, or add() would refuse it: refuse it too.
   };
   time when = time::now;
   std::int64_t missing_blocks = 0;  ///< How many more must be available, the watermark included.
@@ -195,9 +195,9 @@ class PAGEDKV_PUBLIC kv_cache {
   /// Cost: O(tokens up to the first block that is not cached), and with windows O(tokens).
   [[nodiscard]] result<added_sequence> add(const sequence_tokens& content) noexcept;
 
-  /// A new sequence with the same tokens, for parallel sampling and beams. All blocks are shared; a partly filled one is copied
-  /// when one side writes to it, and the last that holds it writes in place. out_of_sequences; stale_sequence: nothing changed.
-  /// Cost: O(its blocks).
+  /// A new sequence with the same tokens, and nothing said of those to come, for parallel sampling and beams. All blocks are
+  /// shared; a partly filled one is copied when one side writes to it, and the last that holds it writes in place.
+  /// out_of_sequences; stale_sequence: nothing changed. Cost: O(its blocks).
   [[nodiscard]] result<sequence_handle> fork(sequence_handle sequence) noexcept;
 
   /// Makes room for the tokens of one step, taking blocks where a sequence's last one fills or must be copied. Chunks give the
@@ -231,9 +231,9 @@ class PAGEDKV_PUBLIC kv_cache {
   ///         fewer tokens than were committed, more than the sequence holds, another namespace, extra_keys of the wrong
   ///         length, or other keys than were said before (while the sequence publishes; of a span that one of the calls
   ///         only begins, that it has a key with fewer tokens and none with more), or tokens that contradict the last block
-  ///         committed, or a block that a fork of the sequence committed (looked at when the call fills another block, or adds
-  ///         no token: nothing is published behind tokens that differ). Contradictions of tokens are looked for last, group by
-  ///         group.
+  ///         committed, while that is in its window, or a block that a fork of the sequence committed (looked at when the call
+  ///         fills another block of some group, or adds no token: nothing is published behind tokens that differ).
+  ///         Contradictions of tokens are looked for last, group by group.
   /// Cost: O(entries + blocks newly filled); of sequences with keys also O(their keys).
   status commit(std::span<const commit_entry> entries) noexcept;
   status commit(sequence_handle sequence, const sequence_tokens& content) noexcept {
@@ -246,7 +246,8 @@ class PAGEDKV_PUBLIC kv_cache {
   status commit(sequence_handle sequence, std::int32_t num_tokens) noexcept;
 
   /// Shortens a sequence to its first `num_tokens` tokens and releases the blocks behind them at low priority (speculative
-  /// rollback). What was said of the tokens cut off is forgotten, and with them the key of the span that they end.
+  /// rollback). What was said of tokens behind these is forgotten, and with them the key of the span that they end, unless a
+  /// commit of what is left of it has said one.
   /// stale_sequence; invalid_argument: negative, more than it holds, or so few that a window would need blocks that left it.
   /// Nothing changed then. Cost: O(blocks released).
   status truncate(sequence_handle sequence, std::int32_t num_tokens) noexcept;
@@ -305,7 +306,8 @@ class PAGEDKV_PUBLIC kv_cache {
   [[nodiscard]] result<block_need> predict_step(std::span<const step_entry> entries) noexcept;
   /// What a sequence that grows to `num_tokens` tokens needs beyond its blocks, at most `in_flight` tokens being scheduled
   /// ahead of the computed ones: what left a window is used again. stale_sequence; invalid_argument: fewer than it holds, or
-  /// in_flight < 1. Cost: O(groups), and with windows O(blocks in them).
+  /// in_flight < 1. Not foreseen is that a commit may merge a duplicate which a fork keeps, and so take a cached block. Cost:
+  /// O(groups), and with windows O(blocks in them).
   [[nodiscard]] result<block_need> blocks_to_completion(sequence_handle sequence, std::int32_t num_tokens,
                                                         std::int32_t in_flight = whole_prompt) const noexcept;
 
@@ -320,7 +322,8 @@ class PAGEDKV_PUBLIC kv_cache {
   [[nodiscard]] std::int32_t how_many_fit(std::span<const sequence_tokens> requests,
                                           std::int32_t in_flight = whole_prompt) const noexcept;
   /// Whether a sequence of `num_tokens` tokens (>= 1) would fit an empty cache. What cannot must be refused, not retried. Exact
-  /// for one group; several with windows are each counted at its own fullest moment.
+  /// for one group, and for one with a window beside others of its block size; otherwise each is counted at its own fullest
+  /// moment, which may be more than they have together.
   /// O(groups).
   [[nodiscard]] bool can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight = whole_prompt) const noexcept;
   /// What can_fit_now() answers, with the reason. Cost: as that.
@@ -366,6 +369,7 @@ class PAGEDKV_PUBLIC kv_cache {
     std::int32_t computed = 0;
     bool publishes = false;
     bool has_name_space = false;           // set by add() with tokens, or the first commit
+    bool fills_blocks = false;             // scratch of commit(): whether it does in some group
     bool has_keys = false;                 // whether its row of keys_ holds what was said; otherwise that was 0
     std::int32_t num_former_links = 0;     // before the commit that is under way
     std::int32_t num_links = 0;            // of its row of chains_
@@ -458,6 +462,7 @@ class PAGEDKV_PUBLIC kv_cache {
   }
   [[nodiscard]] status check_keys(std::uint32_t row, const sequence_tokens& content, std::int64_t index) const noexcept;
   void remember_keys(std::uint32_t row, const sequence_tokens& content) noexcept;
+  void forget_keys(std::uint32_t row, std::int32_t num_tokens) noexcept;
   std::int32_t look_up_blocks(std::int32_t group_index, const sequence_tokens& content, token_chain& chain, std::int32_t wanted,
                               bool up_to_a_miss) const noexcept;
   /// The longest cached prefix; leaves each group's blocks in `found`, and the identities that led there in `links`.
@@ -530,6 +535,7 @@ class PAGEDKV_PUBLIC kv_cache {
   lazy_array<block_identity> former_heads_;      // [num_blocks]: of what marked ones held before; 0: none
   lazy_array<block_identity> chains_;            // [max_sequences, links_per_row_]: of the tokens it published
   lazy_array<std::uint64_t> keys_;               // [max_sequences, links_per_row_]: as said
+  std::vector<std::uint64_t> begun_keys_;        // [max_sequences]: of the span in which the last commit ended
   mutable std::vector<block_identity> looked_up_links_;  // [links_per_row_]: of content that no sequence has
   std::vector<std::int32_t> first_bad_tokens_;           // [max_sequences]: scratch of invalidate()
   std::vector<tainted_sequence> tainted_;                // [max_sequences] at most
