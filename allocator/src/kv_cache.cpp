@@ -603,7 +603,8 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
     }
   }
   // Who fills a block in one group is looked at in all.
-  for (std::size_t g = 0; index_ && groups_.size() > 1 && g < groups_.size(); ++g) {
+  const bool has_one_group = groups_.size() == 1;
+  for (std::size_t g = 0; index_ && !has_one_group && g < groups_.size(); ++g) {
     const row_state* const rows = groups_[g].rows.data();
     for (const auto& [handle, content] : entries) {
       sequence_state& sequence = sequences[handle.index];
@@ -617,10 +618,9 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
     const row_state* const rows = in.rows.data();
     for (std::size_t i = 0; i < entries.size(); ++i) {
       const std::uint32_t row = entries[i].sequence.index;
-      if (!(groups_.size() == 1 ? looks_at_blocks(in, rows[row], sequences[row], entries[i].content)
-                                : sequences[row].fills_blocks)) {
-        continue;
-      }
+      const bool fills =
+          has_one_group ? looks_at_blocks(in, rows[row], sequences[row], entries[i].content) : sequences[row].fills_blocks;
+      if (!fills) continue;
       __builtin_prefetch(in.table.row(static_cast<std::int32_t>(row)).data() + rows[row].num_published);
       __builtin_prefetch(chain_of(static_cast<std::int32_t>(row)) + std::max(0, sequences[row].num_links - 1), 1);
       looked_at_.push_back({static_cast<std::int32_t>(g), static_cast<std::int32_t>(i)});
