@@ -604,7 +604,9 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
                      static_cast<std::int64_t>(content.name_space), static_cast<std::int64_t>(sequence.name_space), index);
     }
     // Most entries of a decode step fill no block. Who fills one in one group is looked at in all.
-    const auto fills = [&](const group& in) { return looks_at_blocks(in, in.rows[handle.index], sequence, content); };
+    const auto fills = [&, row = handle.index, &said = content](const group& in) {
+      return looks_at_blocks(in, in.rows[row], sequence, said);
+    };
     if (has_index && std::any_of(groups.begin(), groups.end(), fills)) looked_at_.push_back({0, static_cast<std::int32_t>(i)});
   }
   // What is looked at is cold: it is fetched for all before it is used.
