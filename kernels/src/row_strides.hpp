@@ -113,7 +113,7 @@ inline status check_disjoint(const row_set& keys, const row_set& values, const c
   return invalid(overlap, distance);
 }
 
-/// Of a layer that is written: whether keys, values and their scales lie apart.
+/// Of a layer that is written, and whose strides were checked: whether keys, values and their scales lie apart.
 inline status check_planes_disjoint(const layer_ref& layer) noexcept {
   const auto rows_of = [&](const plane_ref& plane) {
     return row_set{plane.base, plane.row_bytes, steps_of(plane, layer.num_blocks, layer.block_size)};

@@ -58,10 +58,10 @@ status append(const kernel_context& context, const layer_ref& cache, const sourc
   if (num_tokens == 0) return {};
   if (key.data == nullptr || value.data == nullptr || slots == nullptr) return invalid("key, value or slots is null");
   if (status valid = check_layer(cache); !valid) return valid;
-  if (status valid = check_planes_disjoint(cache); !valid) return valid;
   if (status valid = check_source(key, cache.key, num_tokens, cache.key.row_bytes); !valid) return valid;
   if (status valid = check_source(value, cache.value, num_tokens, cache.value.row_bytes); !valid) return valid;
   if (status valid = check_no_scales(cache); !valid) return valid;
+  if (status valid = check_planes_disjoint(cache); !valid) return valid;
   if (status valid = check_faults(faults); !valid) return valid;
   if (cache.memory == memory_kind::cuda) {
     return cuda::append(context, cache, key, value, slots, static_cast<std::int32_t>(num_tokens), faults, stream);

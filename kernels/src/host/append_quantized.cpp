@@ -19,10 +19,10 @@ status append(const kernel_context& context, const layer_ref& cache, const sourc
   if (status valid = check_elements(key, how); !valid) return valid;
   if (status valid = check_elements(value, how); !valid) return valid;
   if (status valid = check_layer(cache); !valid) return valid;
-  if (status valid = check_planes_disjoint(cache); !valid) return valid;
   if (status valid = check_source(key, cache.key, num_tokens, outside_row_bytes(cache.key, how)); !valid) return valid;
   if (status valid = check_source(value, cache.value, num_tokens, outside_row_bytes(cache.value, how)); !valid) return valid;
   if (status valid = check_scales(cache, how); !valid) return valid;
+  if (status valid = check_planes_disjoint(cache); !valid) return valid;
   if (status valid = check_faults(faults); !valid) return valid;
   const bool computes_scales = how.granularity == scale_granularity::per_token_head;
   if (cache.memory == memory_kind::cuda) {
