@@ -577,8 +577,6 @@ void kv_cache::change_entry(std::int32_t group_index, std::int32_t row, std::int
 status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
   const std::uint64_t this_call = ++num_calls_;
   const std::span<sequence_state> sequences = sequences_;
-  const std::span<const group> groups = groups_;
-  const bool has_index = index_ != nullptr;
   looked_at_.clear();
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const auto& [handle, content] = entries[i];
@@ -603,21 +601,30 @@ status kv_cache::commit(std::span<const commit_entry> entries) noexcept {
       return invalid("name_space must be the one that was said of the sequence first",
                      static_cast<std::int64_t>(content.name_space), static_cast<std::int64_t>(sequence.name_space), index);
     }
-    // Most entries of a decode step fill no block. Who fills one in one group is looked at in all.
-    const auto fills = [&, row = handle.index, &said = content](const group& in) {
-      return looks_at_blocks(in, in.rows[row], sequence, said);
-    };
-    if (has_index && std::any_of(groups.begin(), groups.end(), fills)) looked_at_.push_back({0, static_cast<std::int32_t>(i)});
   }
-  // What is looked at is cold: it is fetched for all before it is used.
-  const std::size_t num_filling = looked_at_.size();
-  for (std::int32_t g = 1; g < num_groups(); ++g) {
-    for (std::size_t k = 0; k < num_filling; ++k) looked_at_.push_back({g, looked_at_[k].entry});
+  // Who fills a block in one group is looked at in all.
+  const bool has_one_group = groups_.size() == 1;
+  for (std::size_t g = 0; index_ && !has_one_group && g < groups_.size(); ++g) {
+    const row_state* const rows = groups_[g].rows.data();
+    for (const auto& [handle, content] : entries) {
+      sequence_state& sequence = sequences[handle.index];
+      sequence.fills_blocks =
+          (g > 0 && sequence.fills_blocks) || looks_at_blocks(groups_[g], rows[handle.index], sequence, content);
+    }
   }
-  for (const auto& [g, i] : looked_at_) {
-    const std::uint32_t row = entries[i].sequence.index;
-    __builtin_prefetch(groups_[g].table.row(static_cast<std::int32_t>(row)).data() + groups_[g].rows[row].num_published);
-    __builtin_prefetch(chain_of(static_cast<std::int32_t>(row)) + std::max(0, sequences[row].num_links - 1), 1);
+  // Most entries of a decode step fill no block. What the others touch is cold: it is fetched for all before it is used.
+  for (std::size_t g = 0; index_ && g < groups_.size(); ++g) {
+    const group& in = groups_[g];
+    const row_state* const rows = in.rows.data();
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const std::uint32_t row = entries[i].sequence.index;
+      const bool fills =
+          has_one_group ? looks_at_blocks(in, rows[row], sequences[row], entries[i].content) : sequences[row].fills_blocks;
+      if (!fills) continue;
+      __builtin_prefetch(in.table.row(static_cast<std::int32_t>(row)).data() + rows[row].num_published);
+      __builtin_prefetch(chain_of(static_cast<std::int32_t>(row)) + std::max(0, sequences[row].num_links - 1), 1);
+      looked_at_.push_back({static_cast<std::int32_t>(g), static_cast<std::int32_t>(i)});
+    }
   }
   for (const auto& [g, i] : looked_at_) {
     const std::uint32_t row = entries[i].sequence.index;

@@ -369,6 +369,7 @@ class PAGEDKV_PUBLIC kv_cache {
     std::int32_t computed = 0;
     bool publishes = false;
     bool has_name_space = false;           // set by add() with tokens, or the first commit
+    bool fills_blocks = false;             // scratch of commit(): whether it does in some group
     bool has_keys = false;                 // whether its row of keys_ holds what was said; otherwise that was 0
     std::int32_t num_former_links = 0;     // before the commit that is under way
     std::int32_t num_links = 0;            // of its row of chains_
