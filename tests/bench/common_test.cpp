@@ -7,13 +7,13 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
-#include <sstream>
 #include <string>
 #include <thread>
 
 #include "errors.hpp"
 #include "output_file.hpp"
 #include "streams.hpp"
+#include "temporary_folder.hpp"
 #include "text.hpp"
 
 namespace pagedkv::bench {
@@ -74,29 +74,17 @@ TEST(standard_streams, that_are_closed_are_not_the_next_file) {
 
 class output_files : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "pagedkv_common_XXXXXX").string();
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  [[nodiscard]] output at(const std::string& name) const { return {"--json", (folder_ / name).string()}; }
+  [[nodiscard]] output at(const std::string& name) const { return {"--json", (folder_.path() / name).string()}; }
   void put(const std::string& name, const std::string& content) const {
-    std::ofstream(folder_ / name, std::ios::binary) << content;
+    std::ofstream(folder_.path() / name, std::ios::binary) << content;
   }
-  [[nodiscard]] std::string content_of(const std::string& name) const {
-    std::ifstream file(folder_ / name, std::ios::binary);
-    std::ostringstream text;
-    text << file.rdbuf();
-    return text.str();
-  }
+  [[nodiscard]] std::string content_of(const std::string& name) const { return bench::content_of(folder_.path() / name); }
   [[nodiscard]] std::ptrdiff_t num_files() const {
-    return std::distance(fs::directory_iterator(folder_), fs::directory_iterator());
+    return std::distance(fs::directory_iterator(folder_.path()), fs::directory_iterator());
   }
 
  private:
-  fs::path folder_;
+  temporary_folder folder_{"pagedkv_common_"};
 };
 
 TEST_F(output_files, are_all_written_or_none) {

@@ -10,20 +10,16 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
+
+#include "temporary_folder.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
 
-std::string content_of(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
+using pagedkv::bench::content_of;
 
 struct ended {
   int exit_status;
@@ -35,18 +31,14 @@ struct ended {
 class program : public testing::Test {
  protected:
   void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "pagedkv_program's_$(x)_XXXXXX").string();
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    directory_ = name;
-    fs::create_directory(directory_ / "work");
-    ::setenv("WORK", (directory_ / "work").c_str(), /*overwrite=*/1);
+    fs::create_directory(directory_.path() / "work");
+    ::setenv("WORK", (directory_.path() / "work").c_str(), /*overwrite=*/1);
     ::setenv("PROGRAM", PAGEDKV_PROGRAM, /*overwrite=*/1);
     // The fonts' library forgets some of what it allocates once for a process.
-    const std::string suppressions = (directory_ / "suppressions").string();
+    const std::string suppressions = (directory_.path() / "suppressions").string();
     std::ofstream(suppressions) << "leak:libfontconfig\n";
     ::setenv("LSAN_OPTIONS", ("print_suppressions=0:suppressions=" + suppressions).c_str(), /*overwrite=*/1);
   }
-  void TearDown() override { fs::remove_all(directory_); }
 
   /// By the shell, in the working directory.
   ended run(const std::string& arguments, const std::string& before = "",
@@ -54,12 +46,13 @@ class program : public testing::Test {
     const std::string command =
         "cd \"$WORK\" && exec </dev/null && " + before + " \"$PROGRAM\" " + arguments + " " + redirections;
     const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(directory_ / "out"), content_of(directory_ / "err")};
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(directory_.path() / "out"),
+            content_of(directory_.path() / "err")};
   }
 
   /// A file beside the working directory.
   std::string write(const std::string& name, const std::string& content) {
-    std::ofstream(directory_ / name, std::ios::binary) << content;
+    std::ofstream(directory_.path() / name, std::ios::binary) << content;
     return "../" + name;
   }
 
@@ -79,13 +72,13 @@ class program : public testing::Test {
     EXPECT_EQ(std::count(end.err.begin(), end.err.end(), '\n'), 1) << end.err;
     EXPECT_NE(end.err.find(part), std::string::npos) << end.err;
     EXPECT_EQ(end.out, "");
-    EXPECT_TRUE(fs::is_empty(directory_ / "work")) << "something was left behind";
+    EXPECT_TRUE(fs::is_empty(directory_.path() / "work")) << "something was left behind";
   }
 
-  fs::path work() const { return directory_ / "work"; }
+  fs::path work() const { return directory_.path() / "work"; }
 
  private:
-  fs::path directory_;
+  pagedkv::bench::temporary_folder directory_{"pagedkv_program's_$(x)_"};
 };
 
 constexpr const char* small_trace = "arrived_at,num_prefill_tokens,num_decode_tokens\n0,30,20\n0.5,100,7\n0.9,64,33\n1,3,2\n";

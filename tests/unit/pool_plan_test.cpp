@@ -91,16 +91,19 @@ TEST(PoolPlan, AsksForAtLeastOneUsableBlock) {
   EXPECT_EQ(pool_plan::of_blocks(codegeex4(16), 2).usable_blocks(), 1);
 }
 
+/// What a plan is refused with; its code must be that.
+std::string refusal_of(const memory_state& memory, const memory_limits& limits, errc code) {
+  try {
+    const pool_plan plan(codegeex4(16), memory, limits);
+    return "accepted";
+  } catch (const failure& thrown) {
+    EXPECT_EQ(thrown.cause().code, code);
+    return thrown.what();
+  }
+}
+
 TEST(PoolPlan, ALimitThatIsExceededAlreadySaysByHowMuch) {
-  const auto refusal = [](const memory_limits& limits) -> std::string {
-    try {
-      const pool_plan plan(codegeex4(16), hundred, limits);
-      return "accepted";
-    } catch (const failure& thrown) {
-      EXPECT_EQ(thrown.cause().code, errc::out_of_memory);
-      return thrown.what();
-    }
-  };
+  const auto refusal = [](const memory_limits& limits) { return refusal_of(hundred, limits, errc::out_of_memory); };
   const std::string text =
       "the limits leave no block to use beside the null block: raise them, or lower block_size (needed 1310720 ";
   EXPECT_EQ(refusal({.headroom_bytes = 60 * block + 1}),
@@ -112,14 +115,8 @@ TEST(PoolPlan, ALimitThatIsExceededAlreadySaysByHowMuch) {
 }
 
 TEST(PoolPlan, RefusesByNameAndValue) {
-  const auto refusal = [](const memory_state& memory, const memory_limits& limits) -> std::string {
-    try {
-      const pool_plan plan(codegeex4(16), memory, limits);
-      return "accepted";
-    } catch (const failure& thrown) {
-      EXPECT_EQ(thrown.cause().code, errc::invalid_argument);
-      return thrown.what();
-    }
+  const auto refusal = [](const memory_state& memory, const memory_limits& limits) {
+    return refusal_of(memory, limits, errc::invalid_argument);
   };
   EXPECT_EQ(refusal({-1, 1}, {}), "free memory must not be negative (got -1, limit 0)");
   EXPECT_EQ(refusal({2, 1}, {}), "free memory must not exceed total memory (got 2, limit 1)");

@@ -283,8 +283,7 @@ class PAGEDKV_PUBLIC kv_cache {
   /// that publishes nothing. What was cached behind the content stays in its place, unreachable, until it is evicted.
   /// @param blocks  host: any blocks of the pool, published or not, referenced or not.
   /// @return the sequences tainted by these blocks, each once; borrowed until the next such call. invalid_block: `index` is
-  /// null or
-  ///         foreign; nothing changed.
+  ///         null or foreign; nothing changed.
   /// Cost: O(blocks + table entries of the live sequences), and one look-up for each key_span() tokens that they published;
   /// later look-ups and commits one probe of a small table per key_span() tokens; nothing in step(). Some 65,536
   /// different contents are remembered; a call that makes them more does at last what reset() does.
@@ -323,8 +322,7 @@ class PAGEDKV_PUBLIC kv_cache {
                                           std::int32_t in_flight = whole_prompt) const noexcept;
   /// Whether a sequence of `num_tokens` tokens (>= 1) would fit an empty cache. What cannot must be refused, not retried. Exact
   /// for one group, and for one with a window beside others of its block size; otherwise each is counted at its own fullest
-  /// moment, which may be more than they have together.
-  /// O(groups).
+  /// moment, which may be more than they have together. O(groups).
   [[nodiscard]] bool can_ever_fit(std::int64_t num_tokens, std::int32_t in_flight = whole_prompt) const noexcept;
   /// What can_fit_now() answers, with the reason. Cost: as that.
   [[nodiscard]] admission when_fits(const sequence_tokens& content, std::int32_t in_flight = whole_prompt) const noexcept;
